@@ -1,0 +1,270 @@
+"""Messages become token ids with slots for pictures, through the checkpoint's chat template.
+
+The template never sees what people wrote. It is rendered with a fresh random mark in place of
+every piece of content; its own text may then hold special tokens, and the pieces put back at the
+marks may not. A picture's slots stand where the template wrote its placeholder.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from mlx_qwenvl.errors import CheckpointError, PromptError
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart
+from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.json_file import read_json
+
+if TYPE_CHECKING:
+    import jinja2
+
+IMAGE_PAD = "<|image_pad|>"
+
+# The family's dialogue form, for folders that come without a template of their own.
+BUILT_IN_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}"
+    "{{ message.content }}"
+    "{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ImageSlot:
+    """Where a picture stands in a prompt.
+
+    Attributes:
+        start: Index of its first slot; it fills `image.n_tokens` of them.
+        image: Its patches.
+    """
+
+    start: int
+    image: ImagePatches
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given.
+
+    Attributes:
+        token_ids: [L] int32, every slot holding the image token.
+        slots: Its pictures in order.
+    """
+
+    token_ids: np.ndarray
+    slots: tuple[ImageSlot, ...]
+
+    @property
+    def image_tokens(self) -> int:
+        """Slots that pictures fill."""
+        return sum(slot.image.n_tokens for slot in self.slots)
+
+
+class ChatTemplate:
+    """A chat template, compiled in a sandbox.
+
+    Args:
+        source: Jinja text, from a checkpoint or built in.
+
+    Raises:
+        CheckpointError: The text is no template.
+    """
+
+    def __init__(self, source: str) -> None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse_messages
+        try:
+            self._template: jinja2.Template = environment.from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template does not compile: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ChatTemplate:
+        """The template of a model folder, or the family's own where it has none."""
+        if (folder / "chat_template.jinja").exists():
+            return cls((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if (folder / name).exists():
+                source = read_json(folder / name).get("chat_template")
+                if isinstance(source, list):  # several, by name
+                    named = {entry.get("name"): entry.get("template") for entry in source}
+                    source = named.get("default")
+                if isinstance(source, str):
+                    return cls(source)
+        return cls(BUILT_IN_TEMPLATE)
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        """Render messages whose contents are marks.
+
+        Raises:
+            PromptError: The template refuses them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise PromptError(f"the chat template refused the messages: {reason}") from None
+
+
+def build_prompt(
+    messages: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    open_image: Callable[[ImagePart], ImagePatches],
+    *,
+    add_generation_prompt: bool = True,
+) -> Prompt:
+    """Make a prompt of messages.
+
+    Args:
+        messages: At least one.
+        template: The checkpoint's.
+        tokenizer: The checkpoint's.
+        open_image: Turns a picture into patches.
+        add_generation_prompt: Whether the assistant's turn is opened.
+
+    Raises:
+        MediaError: A picture cannot be read.
+        PromptError: Nothing was asked, or the template lost something.
+    """
+    if not any(_has_content(message) for message in messages):
+        raise PromptError("the prompt is empty; expected some text or an image")
+    marked = _Marked.of(messages)
+    rendered = template.render(marked.messages, add_generation_prompt=add_generation_prompt)
+    images = [part for m in messages for part in m.parts if isinstance(part, ImagePart)]
+    pieces = marked.restore(rendered, tokenizer)
+    return _tokens(pieces, [open_image(part) for part in images], tokenizer)
+
+
+def _has_content(message: Message) -> bool:
+    return message.role != "system" and any(
+        not isinstance(part, TextPart) or part.text.strip() for part in message.parts
+    )
+
+
+@dataclass(frozen=True)
+class _Special:
+    content: str
+
+
+_Piece = str | _Special | TokensPart
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """Messages for the template and what their marks stand for."""
+
+    messages: list[dict[str, Any]]
+    contents: dict[str, TextPart | TokensPart]
+    pattern: re.Pattern[str]
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> _Marked:
+        nonce = secrets.token_hex(8)
+        contents: dict[str, TextPart | TokensPart] = {}
+
+        def mark(part: TextPart | TokensPart) -> str:
+            name = f"\x02{nonce}:{len(contents)}\x03"
+            contents[name] = part
+            return name
+
+        plain = []
+        for message in messages:
+            content: str | list[dict[str, str]]
+            if any(isinstance(part, ImagePart) for part in message.parts):
+                content = [
+                    {"type": "image"}
+                    if isinstance(part, ImagePart)
+                    else {"type": "text", "text": mark(part)}
+                    for part in message.parts
+                ]
+            else:
+                content = "".join(
+                    mark(part) for part in message.parts if not isinstance(part, ImagePart)
+                )
+            plain.append({"role": message.role, "content": content})
+        return cls(plain, contents, re.compile(f"(\x02{nonce}:[0-9]+\x03)"))
+
+    def restore(self, rendered: str, tokenizer: Tokenizer) -> list[_Piece]:
+        """The rendered text in pieces; what people wrote is joined to the text around it."""
+        pieces: list[_Piece] = []
+        unused = set(self.contents)
+        for literal in self.pattern.split(rendered):
+            part = self.contents.get(literal)
+            unused.discard(literal)
+            if isinstance(part, TextPart):
+                _append_text(pieces, part.text)
+            elif isinstance(part, TokensPart):
+                pieces.append(part)
+            else:
+                for piece in tokenizer.split_special(literal):
+                    if piece in tokenizer.special_ids:
+                        pieces.append(_Special(piece))
+                    else:
+                        _append_text(pieces, piece)
+        if unused:
+            raise PromptError("the chat template left out a part of the messages")
+        return pieces
+
+
+def _append_text(pieces: list[_Piece], text: str) -> None:
+    """Add text; neighbouring texts are tokenized as one, as if no seam were between them."""
+    if pieces and isinstance(pieces[-1], str):
+        pieces[-1] += text
+    elif text:
+        pieces.append(text)
+
+
+def _tokens(pieces: list[_Piece], images: list[ImagePatches], tokenizer: Tokenizer) -> Prompt:
+    image_id = tokenizer.token_id(IMAGE_PAD)
+    placeholders = pieces.count(_Special(IMAGE_PAD))
+    if placeholders != len(images):
+        raise PromptError(
+            f"{len(images)} images came, but the chat template made {placeholders} places for them"
+        )
+    ids: list[int] = []
+    slots: list[ImageSlot] = []
+    for piece in pieces:
+        if isinstance(piece, TokensPart):
+            ids += piece.token_ids
+        elif isinstance(piece, str):
+            ids += tokenizer.encode(piece)
+        elif piece.content == IMAGE_PAD:
+            image = images[len(slots)]
+            slots.append(ImageSlot(len(ids), image))
+            ids += [image_id] * image.n_tokens
+        else:
+            ids.append(tokenizer.special_ids[piece.content])
+    return Prompt(np.array(ids, dtype=np.int32), tuple(slots))
+
+
+def _refuse_messages(reason: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(reason)
