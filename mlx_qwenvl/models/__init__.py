@@ -1,0 +1,1 @@
+"""Numbers to logits: configuration, rotary positions, vision tower, text decoder, Qwen2-VL."""

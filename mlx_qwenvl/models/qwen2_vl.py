@@ -1,0 +1,85 @@
+"""Qwen2-VL: pictures' features take the place of the image slots among the token vectors.
+
+Module names are the checkpoint's (`visual`, `model`, `lm_head`), so weights need no translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions, QuantizedKVCache
+from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.text import DecoderLayer, TextModel
+from mlx_qwenvl.models.vision import VisionTransformer
+
+KV_GROUP_SIZE = 64  # numbers that share a scale in a quantized cache, where a head is that wide
+
+
+class Qwen2VL(nn.Module):
+    """The whole model; it holds weights and no state of any request."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTransformer(config.vision)
+        self.model = TextModel(config.text)
+        if not config.text.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder's layers, as mlx-lm's tools expect them."""
+        return self.model.layers
+
+    def make_cache(self, kv_bits: int | None = None) -> list[LayerCache]:
+        """Empty caches for one conversation, one a layer, with one `Positions` between them.
+
+        Args:
+            kv_bits: 8 or 4 for quantized keys and values.
+        """
+        positions = Positions()
+        if kv_bits is None:
+            return [KVCache(positions) for _ in self.layers]
+        group = min(KV_GROUP_SIZE, self.config.text.head_dim)
+        return [QuantizedKVCache(positions, kv_bits, group) for _ in self.layers]
+
+    def merge_projections(self) -> None:
+        """Merge the projections that read the same input; call it once, after loading."""
+        for layer in self.layers:
+            layer.self_attn.merge_projections()
+            layer.mlp.merge_projections()
+
+    def embed(self, token_ids: mx.array, features: Sequence[tuple[int, mx.array]] = ()) -> mx.array:
+        """Token vectors with pictures' features in their slots.
+
+        Args:
+            token_ids: [L] integers.
+            features: For each picture, the index of its first slot and its features [n, D].
+
+        Returns:
+            [1, L, D].
+        """
+        embeddings = self.model.embed_tokens(token_ids)
+        for start, feature in features:
+            embeddings[start : start + feature.shape[0]] = feature.astype(embeddings.dtype)
+        return embeddings[None]
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits [..., V] of hidden states [..., D]."""
+        if self.config.text.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: Sequence[LayerCache] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Logits [B, L, V] of token ids [B, L], or of embeddings [B, L, D] in their place."""
+        if input_embeddings is None:
+            input_embeddings = self.model.embed_tokens(inputs)
+        return self.logits(self.model(input_embeddings, cache))

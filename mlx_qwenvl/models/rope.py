@@ -1,0 +1,133 @@
+"""Where tokens stand: M-RoPE positions of a prompt, and the rotations made from positions.
+
+A text token stands at one number; an image token at three (time, height, width). After an image
+the count goes on behind the largest of its positions, so a prompt of L tokens usually ends at a
+position below L. The difference, `rope_delta`, is what later tokens add to their place in the
+cache. (Qwen2-VL, arXiv:2409.12191, section 2.1.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+VISION_ROPE_THETA = 10000.0  # base of the vision tower's rotary frequencies, the same in all sizes
+
+Grid = tuple[int, int, int]
+"""`grid_thw` of one picture: frames / 2, height and width, the latter two in patches."""
+
+Rotate = Callable[[mx.array], mx.array]
+"""Rotates queries or keys [B, H, L, D] to their tokens' positions."""
+
+
+def prompt_positions(
+    length: int, slots: Sequence[tuple[int, Grid]], merge_size: int
+) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of a prompt.
+
+    Args:
+        length: Tokens in the prompt, L.
+        slots: For each picture in order, the index of its first slot and its `grid_thw`.
+        merge_size: Side in patches of the square that one token stands for.
+
+    Returns:
+        Positions [3, L] int32 (time, height, width) and `rope_delta`, at most 0 for stills.
+    """
+    positions = np.empty((3, length), dtype=np.int32)
+    index, position = 0, 0
+    for start, (frames, height, width) in slots:
+        text = start - index
+        positions[:, index:start] = np.arange(position, position + text, dtype=np.int32)
+        position += text
+        grid = np.indices((frames, height // merge_size, width // merge_size), dtype=np.int32)
+        tokens = grid[0].size
+        index = start + tokens
+        positions[:, start:index] = grid.reshape(3, tokens) + position
+        position += max(grid.shape[1:])
+    positions[:, index:] = np.arange(position, position + length - index, dtype=np.int32)
+    return positions, position - index
+
+
+def mrope_inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Rotary frequencies [head_dim / 2] float32 in radians per position."""
+    return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(
+        np.float32
+    )
+
+
+class MRope:
+    """Rotates text queries and keys by three positions per token.
+
+    Args:
+        head_dim: Width of a head, D.
+        theta: Base of the frequencies.
+        mrope_section: Frequencies given to time, height and width; they sum to D / 2.
+    """
+
+    def __init__(self, head_dim: int, theta: float, mrope_section: tuple[int, int, int]) -> None:
+        self.head_dim = head_dim
+        self.theta = theta
+        self._inverse = mx.array(mrope_inverse_frequencies(head_dim, theta))
+        self._axis = mx.array(np.repeat(np.arange(3), mrope_section))
+
+    def at_offset(self, offset: int | mx.array) -> Rotate:
+        """Rotation for tokens whose three positions are equal: offset, offset + 1, ...
+
+        Args:
+            offset: Position of the first token, one for all rows or [B].
+        """
+        # One kernel and no table: every decode step and every text-only prefill goes this way.
+        return lambda x: mx.fast.rope(
+            x, self.head_dim, traditional=False, base=self.theta, scale=1.0, offset=offset
+        )
+
+    def at_positions(self, positions: mx.array) -> Rotate:
+        """Rotation for tokens with three positions each.
+
+        Args:
+            positions: [3, L] integers (time, height, width).
+        """
+        chosen = mx.take(positions.astype(mx.float32), self._axis, axis=0)  # [D / 2, L]
+        angles = chosen.T * self._inverse  # [L, D / 2]
+        return rotate_halves(mx.cos(angles), mx.sin(angles))
+
+
+def rotate_halves(cos: mx.array, sin: mx.array) -> Rotate:
+    """Rotation of the pairs (x[i], x[i + D/2]) in float32, given back in the input's dtype.
+
+    Args:
+        cos: Broadcasts to [..., D / 2].
+        sin: The same shape as `cos`.
+    """
+
+    def rotate(x: mx.array) -> mx.array:
+        first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
+        turned = mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return turned.astype(x.dtype)
+
+    return rotate
+
+
+def vision_angles(grid: Grid, head_dim: int, merge_size: int) -> np.ndarray:
+    """Angles of the vision tower's 2-D rotation for the patches of one frame.
+
+    The first half of the frequencies turns with the patch's row, the second with its column.
+    Patches come in merge order: square by square, and row by row inside a square.
+
+    Args:
+        grid: `grid_thw`; every frame has the same angles.
+        head_dim: Width of a vision head, D.
+        merge_size: Side of a square in patches.
+
+    Returns:
+        [height * width, D / 2] float32.
+    """
+    _, height, width = grid
+    squares = np.indices((height, width), dtype=np.float32).reshape(
+        2, height // merge_size, merge_size, width // merge_size, merge_size
+    )
+    rows_columns = squares.transpose(1, 3, 2, 4, 0).reshape(height * width, 2)
+    inverse = mrope_inverse_frequencies(head_dim // 2, VISION_ROPE_THETA)
+    return (rows_columns[:, :, None] * inverse).reshape(height * width, head_dim // 2)

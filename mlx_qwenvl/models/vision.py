@@ -1,0 +1,144 @@
+"""The vision tower: pictures of one size, patch by patch, to features in the decoder's width.
+
+The tower takes a batch of pictures with the same grid, so attention needs no mask and the
+rotation is made once. Pictures of other sizes are another call.
+
+Axes: B pictures, N patches of one picture, K values of one patch, D the tower's width.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwenvl.models.activations import gelu, quick_gelu
+from mlx_qwenvl.models.config import VisionConfig
+from mlx_qwenvl.models.rope import Grid, Rotate, rotate_halves, vision_angles
+
+LAYER_NORM_EPS = 1e-6  # of every LayerNorm in the tower; checkpoints do not state it
+
+
+class PatchEmbed(nn.Module):
+    """Patches of raw pixels to vectors, as one matmul.
+
+    The checkpoint holds a 3-D convolution whose kernel is its stride, over normalized pixels of
+    two frames. The loader folds the normalization into the weights and, as both frames of a still
+    are the same, sums their taps, so that patches stay uint8 until here (see `weights/fold.py`).
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        patch = config.in_channels * config.patch_size**2
+        self.proj = nn.Linear(patch, config.embed_dim)
+
+    def __call__(self, patches: mx.array) -> mx.array:
+        """Embed patches [B, N, K] uint8, giving [B, N, D] float32."""
+        # In float32: pixel values are large beside their spread, which 8 bits of mantissa lose.
+        return self.proj(patches.astype(mx.float32))
+
+
+class VisionAttention(nn.Module):
+    """Attention of every patch to every patch of its own frame."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.scale = config.head_dim**-0.5
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def __call__(self, x: mx.array, rotate: Rotate) -> mx.array:
+        """Attend within x [B, N, D]."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, -1)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, N, head_dim]
+        out = mx.fast.scaled_dot_product_attention(rotate(q), rotate(k), v, scale=self.scale)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+
+
+class VisionMLP(nn.Module):
+    """Two layers with the sigmoid approximation of GELU between."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Transform x [B, N, D]."""
+        return self.fc2(quick_gelu(self.fc1(x)))
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def __call__(self, x: mx.array, rotate: Rotate) -> mx.array:
+        """Transform x [B, N, D]."""
+        x = x + self.attn(self.norm1(x), rotate)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Four neighbouring patches become one token in the decoder's width."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.merged_dim = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.hidden_size = config.hidden_size
+        # A list with a hole, because the checkpoint counts the activation: mlp.0 and mlp.2.
+        self.mlp = [
+            nn.Linear(self.merged_dim, self.merged_dim),
+            {},
+            nn.Linear(self.merged_dim, config.hidden_size),
+        ]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Merge x [B, N, D] in merge order, giving [B, N / 4, hidden_size]."""
+        widen, _, project = self.mlp
+        x = self.ln_q(x).reshape(x.shape[0], -1, self.merged_dim)
+        return project(gelu(widen(x)))
+
+
+class VisionTransformer(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.merge_size = config.spatial_merge_size
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.merger = PatchMerger(config)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Dtype of the activations."""
+        return self.merger.ln_q.weight.dtype
+
+    def __call__(self, patches: mx.array, grid: Grid) -> mx.array:
+        """Encode pictures of one size.
+
+        Args:
+            patches: [B, N, K] uint8 in merge order, N the product of the grid.
+            grid: `grid_thw` of each of them.
+
+        Returns:
+            [B, N / 4, hidden_size] in the tower's dtype.
+        """
+        batch = patches.shape[0]
+        frames, height, width = grid
+        x = self.patch_embed(patches).astype(self.dtype)
+        x = x.reshape(batch * frames, height * width, -1)  # a frame attends to itself alone
+        angles = mx.array(vision_angles(grid, self.head_dim, self.merge_size))
+        rotate = rotate_halves(mx.cos(angles), mx.sin(angles))
+        for block in self.blocks:
+            x = block(x, rotate)
+        return self.merger(x).reshape(batch, -1, self.merger.hidden_size)
