@@ -1,0 +1,1 @@
+"""Files to model: names of tensors, strict loading, in-place quantization, download."""

@@ -1,0 +1,62 @@
+"""Which model answers when none is named.
+
+`$MLX_QWENVL_MODEL`, else the one chosen with `mlx-qwenvl use NAME`, else the embedded `demo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from mlx_qwenvl.errors import CheckpointError, QwenVLError
+from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.weights.hub import DEMO
+
+VARIABLE = "MLX_QWENVL_MODEL"
+
+
+def settings_file() -> Path:
+    """Where the choice is kept: `mlx-qwenvl/settings.json` in the user's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "mlx-qwenvl" / "settings.json"
+
+
+def default_model() -> str:
+    """Name of the model to use when none is given.
+
+    Raises:
+        CheckpointError: The settings file is damaged.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return named
+    file = settings_file()
+    if not file.exists():
+        return DEMO
+    model = read_json(file).get("model")
+    if not isinstance(model, str) or not model:
+        raise CheckpointError(f"{file} names no model; run `mlx-qwenvl use NAME`")
+    return model
+
+
+def choose_model(name: str) -> Path:
+    """Keep a name as the default and give the file it was written to.
+
+    Raises:
+        QwenVLError: The file cannot be written.
+    """
+    file = settings_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        settings = read_json(file) if file.exists() else {}
+        # Written aside and renamed, so that a full disk cannot leave half a file.
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=file.name, delete=False, encoding="utf-8"
+        ) as draft:
+            json.dump(settings | {"model": name}, draft, indent=2)
+        os.replace(draft.name, file)
+    except OSError as error:
+        raise QwenVLError(f"{file} cannot be written: {error.strerror}") from None
+    return file

@@ -1,0 +1,29 @@
+"""Names of tensors, in the dialects that checkpoints speak.
+
+here and on the hub      visual.*              model.*                     lm_head.*
+Transformers 5           model.visual.*        model.language_model.*      lm_head.*
+mlx-vlm conversions      vision_tower.*        language_model.model.*      language_model.lm_head.*
+"""
+
+from __future__ import annotations
+
+_PREFIXES = (
+    ("model.visual.", "visual."),
+    ("model.language_model.", "model."),
+    ("vision_tower.", "visual."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+
+
+def canonical(name: str) -> str:
+    """The name of a tensor or module here, given its name in any dialect."""
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor only repeats what the configuration says, as old exports do."""
+    return name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"))
