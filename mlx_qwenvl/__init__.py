@@ -1,0 +1,43 @@
+"""Qwen2-VL on Apple Silicon, through MLX.
+
+from mlx_qwenvl import load
+
+vlm = load("demo")
+print(vlm.generate("What is shown in this image?", images=["shapes.png"]))
+"""
+
+from mlx_qwenvl import blas as _blas  # noqa: F401 - has to come before anything imports MLX
+from mlx_qwenvl.engine.reply import Chunk, Reply, Timings, TokenLogprob, Usage
+from mlx_qwenvl.errors import (
+    CheckpointError,
+    ContextError,
+    FetchError,
+    MediaError,
+    ModelNotFound,
+    OptionError,
+    PromptError,
+    QwenVLError,
+)
+from mlx_qwenvl.vlm import Chat, QwenVL, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chat",
+    "CheckpointError",
+    "Chunk",
+    "ContextError",
+    "FetchError",
+    "MediaError",
+    "ModelNotFound",
+    "OptionError",
+    "PromptError",
+    "QwenVL",
+    "QwenVLError",
+    "Reply",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "__version__",
+    "load",
+]

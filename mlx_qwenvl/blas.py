@@ -1,0 +1,32 @@
+"""OpenBLAS for MLX's CPU backend, loaded before MLX is.
+
+MLX's Linux wheel brings the reference BLAS, which runs at about 1 GFLOP/s; with OpenBLAS it is
+some forty times that. A library that is loaded globally before MLX takes the place of the wheel's
+own, one that comes later does not. That is why this module, alone in this package, acts when it
+is imported. `MLX_QWENVL_OPENBLAS=off` turns it off; without OpenBLAS everything still works.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+SWITCH = "MLX_QWENVL_OPENBLAS"
+LIBRARY = "libopenblas.so.0"  # Debian: libopenblas0-pthread; Fedora: openblas
+
+
+def preload_openblas() -> bool:
+    """Load OpenBLAS globally where it can still help; tell whether it was."""
+    if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "off":
+        return False
+    if "mlx.core" in sys.modules:
+        return False
+    try:
+        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+LOADED = preload_openblas()

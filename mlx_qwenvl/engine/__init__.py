@@ -1,0 +1,1 @@
+"""Logits to tokens: options, sampling, sessions, prefill and the decode step."""

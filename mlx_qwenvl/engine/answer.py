@@ -1,0 +1,127 @@
+"""One answer, from a prompt to the last chunk: prefill, decode, text, stops, counts and times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwenvl.engine.decode import decode
+from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.engine.prefill import Prefilled, prefill
+from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
+from mlx_qwenvl.engine.sampling import Sampled, Sampler
+from mlx_qwenvl.engine.session import Session
+from mlx_qwenvl.engine.stops import StopText
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+
+
+@dataclass
+class Stopwatch:
+    """Moments of one call, in `time.perf_counter` seconds.
+
+    Attributes:
+        called: When the caller asked.
+        load_s: Seconds that loading the model took, before.
+        reading_s: Seconds spent opening pictures.
+        prefilled: When the prompt's computation began.
+        first: When the first token was there.
+    """
+
+    load_s: float = 0.0
+    reading_s: float = 0.0
+    called: float = field(default_factory=time.perf_counter)
+    prefilled: float = 0.0
+    first: float = 0.0
+
+
+def answer(
+    model: Qwen2VL,
+    tokenizer: Tokenizer,
+    session: Session,
+    prompt: Prompt,
+    options: Options,
+    end_ids: frozenset[int],
+    watch: Stopwatch,
+) -> Iterator[Chunk]:
+    """Answer a prompt.
+
+    Args:
+        model: The model.
+        tokenizer: Its vocabulary.
+        session: What of the conversation is computed already; kept up to date, also when the
+            caller stops listening.
+        prompt: The whole conversation.
+        options: The call's.
+        end_ids: Tokens that end an answer.
+        watch: Started by the caller.
+
+    Yields:
+        A chunk a token, then one with the finish reason and the figures.
+    """
+    mx.reset_peak_memory()
+    watch.prefilled = time.perf_counter()
+    filled = prefill(
+        model, session, prompt, step=options.prefill_step, on_prefill=options.on_prefill
+    )
+    logits = filled.logits[:, -1]
+    sampler = Sampler(options, logits.shape[-1], prompt.token_ids)
+    decoder, stop = StreamDecoder(tokenizer), StopText(options.stop)
+    drawn: list[int] = []
+    reason: FinishReason = "length"
+    count = 0
+    try:
+        for (sampled,) in decode(model, session.cache, logits, [sampler], options.max_tokens):
+            token = sampled.token_id
+            if not drawn:
+                watch.first = time.perf_counter()
+            drawn.append(token)
+            if token in end_ids:
+                reason = "stop"
+                break
+            count += 1
+            text = stop.feed(decoder.feed(token))
+            yield Chunk(text, (token,), _logprobs(sampled))
+            if stop.found:
+                reason = "stop"
+                break
+    finally:
+        session.extend(drawn)
+    rest = stop.feed(decoder.finish()) + stop.finish()
+    yield Chunk(
+        rest,
+        finish_reason=reason,
+        usage=Usage(prompt.token_ids.size, prompt.image_tokens, filled.cached_tokens, count),
+        timings=_timings(watch, prompt, filled, count),
+        peak_memory_bytes=mx.get_peak_memory(),
+    )
+
+
+def _logprobs(sampled: Sampled) -> tuple[TokenLogprob, ...]:
+    if sampled.logprob is None:
+        return ()
+    top: tuple[tuple[int, float], ...] = ()
+    if sampled.top_tokens is not None and sampled.top_logprobs is not None:
+        ids = np.array(sampled.top_tokens).tolist()
+        top = tuple(zip(ids, np.array(sampled.top_logprobs).tolist(), strict=True))
+    return (TokenLogprob(sampled.token_id, float(np.array(sampled.logprob)), top),)
+
+
+def _timings(watch: Stopwatch, prompt: Prompt, filled: Prefilled, count: int) -> Timings:
+    prefill_s = watch.first - watch.prefilled - filled.vision_s
+    decode_s = time.perf_counter() - watch.first
+    computed = prompt.token_ids.size - filled.cached_tokens
+    return Timings(
+        load_s=watch.load_s,
+        vision_s=watch.reading_s + filled.vision_s,
+        prefill_s=prefill_s,
+        time_to_first_token_s=watch.first - watch.called,
+        decode_s=decode_s,
+        prompt_tokens_per_s=computed / prefill_s if prefill_s > 0 else 0.0,
+        completion_tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
+    )

@@ -1,0 +1,192 @@
+"""What a caller may ask of an answer, checked once.
+
+Sampling settings come as a whole: where the caller says nothing about sampling, the checkpoint's
+own settings hold; as soon as one is named, the checkpoint's are left aside and the others take the
+neutral values of `Sampling`. So `temperature=0.8` means what it says, even for checkpoints that
+come with `top_k: 1`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict
+
+from mlx_qwenvl.errors import OptionError
+
+MAX_TOKENS = 1024  # tokens of an answer where the caller sets no limit
+MAX_TOP_LOGPROBS = 20  # alternatives per token, OpenAI's limit
+PREFILL_STEP = 1024  # prompt tokens computed at once; bounds the activations' memory
+KV_BITS = (4, 8)
+SEED_LIMIT = 2**63
+
+
+def _real(name: str, value: object, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise OptionError(f"{name} is {value!r}, expected a number from {least} to {most}")
+    if not least <= value <= most:
+        raise OptionError(f"{name} is {value}, expected a number from {least} to {most}")
+
+
+def _whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        upper = f" to {most}" if most < 2**31 else " up"
+        raise OptionError(f"{name} is {value!r}, expected a whole number from {least}{upper}")
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword options of `generate`, `stream` and `ask`; each is explained in `Options`."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+    kv_bits: int | None
+    prefill_step: int | None
+    on_prefill: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. The filters apply in the order of the fields.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; 1 draws from the model's own distribution.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the likeliest tokens whose probabilities reach p together; 1 keeps all.
+        min_p: Keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        repetition_penalty: Divides (multiplies, where negative) the logits of tokens in the prompt
+            or the answer; 1 changes nothing.
+        presence_penalty: Subtracted once for every token in the answer.
+        frequency_penalty: Subtracted for every time a token is in the answer.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        _real("temperature", self.temperature, 0, 100)
+        _whole("top_k", self.top_k, 0, 2**31)
+        _real("top_p", self.top_p, 0, 1)
+        _real("min_p", self.min_p, 0, 1)
+        _real("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _real("presence_penalty", self.presence_penalty, -100, 100)
+        _real("frequency_penalty", self.frequency_penalty, -100, 100)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that an answer depends on beside the prompt.
+
+    Attributes:
+        sampling: How tokens are drawn.
+        max_tokens: Most tokens of the answer.
+        logit_bias: Added to the logits of token ids, within -100..100.
+        seed: Makes drawing repeatable; None draws anew each time.
+        stop: Texts before which the answer ends.
+        logprobs: Whether chunks carry the chosen tokens' log-probabilities.
+        top_logprobs: How many alternatives they carry, at most 20.
+        min_pixels: Least pixels of a picture after resizing; None for the model's.
+        max_pixels: Most pixels of a picture after resizing; None for the model's.
+        kv_bits: 8 or 4 for quantized keys and values; None for the activations' dtype.
+        prefill_step: Prompt tokens computed at once.
+        on_prefill: Called with prompt tokens done and in all, after every step.
+    """
+
+    sampling: Sampling = GREEDY
+    max_tokens: int = MAX_TOKENS
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    kv_bits: int | None = None
+    prefill_step: int = PREFILL_STEP
+    on_prefill: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        _whole("max_tokens", self.max_tokens, 1, 2**31)
+        _whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        _whole("prefill_step", self.prefill_step, 1, 2**31)
+        if self.seed is not None:
+            _whole("seed", self.seed, -SEED_LIMIT, SEED_LIMIT - 1)
+        if self.kv_bits is not None and self.kv_bits not in KV_BITS:
+            raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {KV_BITS}")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise OptionError(f"stop holds {text!r}, expected texts that are not empty")
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias token id", token, 0, 2**31)
+            _real(f"logit_bias[{token}]", bias, -100, 100)
+
+
+def read_options(given: Mapping[str, Any], checkpoint: Sampling) -> Options:
+    """Options of one call.
+
+    Args:
+        given: Keyword options; None counts as not given.
+        checkpoint: The checkpoint's own sampling.
+
+    Raises:
+        OptionError: An unknown name or a value outside its range.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(set(given) - set(CallOptions.__annotations__))
+    if unknown:
+        known = ", ".join(CallOptions.__annotations__)
+        raise OptionError(f"unknown option {unknown[0]!r}; expected one of {known}")
+    of_sampling = {f.name for f in fields(Sampling)}
+    sampling = {name: named.pop(name) for name in list(named) if name in of_sampling}
+    if "stop" in named:
+        stop = named["stop"]
+        if not isinstance(stop, (str, Sequence)):
+            raise OptionError(
+                f"stop is a {type(stop).__name__}, expected a text or a list of texts"
+            )
+        named["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if named.get("top_logprobs"):
+        named["logprobs"] = True
+    return replace(Options(sampling=Sampling(**sampling) if sampling else checkpoint), **named)
+
+
+def checkpoint_sampling(generation_config: Mapping[str, Any]) -> Sampling:
+    """The sampling that a checkpoint's `generation_config.json` asks for; greedy if it is silent.
+
+    Raises:
+        OptionError: A value outside its range.
+    """
+    if not generation_config.get("do_sample", False):
+        penalty = generation_config.get("repetition_penalty")
+        return GREEDY if penalty is None else replace(GREEDY, repetition_penalty=penalty)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    said = {n: generation_config[n] for n in names if generation_config.get(n) is not None}
+    return Sampling(**said)

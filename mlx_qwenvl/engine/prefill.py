@@ -1,0 +1,120 @@
+"""From a prompt to the logits of its first answer token.
+
+Only what the session does not hold yet is computed, in steps that bound the activations' memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwenvl.engine.session import Session
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.rope import prompt_positions
+
+VISION_BATCH = 16384  # patches encoded at once, which bounds the tower's activations
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What prefill leaves behind.
+
+    Attributes:
+        logits: [1, L', V]: of the last token, or of every computed one where asked for.
+        cached_tokens: Prompt tokens that were in the session already.
+        vision_s: Seconds in the vision tower.
+    """
+
+    logits: mx.array
+    cached_tokens: int
+    vision_s: float
+
+
+def prefill(
+    model: Qwen2VL,
+    session: Session,
+    prompt: Prompt,
+    *,
+    step: int,
+    on_prefill: Callable[[int, int], None] | None = None,
+    all_logits: bool = False,
+) -> Prefilled:
+    """Compute a prompt.
+
+    Args:
+        model: The model.
+        session: Holds the conversation so far, and the whole prompt afterwards.
+        prompt: The whole conversation.
+        step: Tokens computed at once.
+        on_prefill: Called with tokens done and tokens in all, after every step.
+        all_logits: Give the logits of every computed token instead of the last one's.
+    """
+    total = prompt.token_ids.size
+    cached = session.begin(prompt)
+    merge = model.config.vision.spatial_merge_size
+    positions, rope_delta = prompt_positions(
+        total, [(slot.start, slot.image.grid_thw) for slot in prompt.slots], merge
+    )
+    session.positions.expect(positions, rope_delta, start=0)
+
+    clock = time.perf_counter()
+    features = _features(model, [slot for slot in prompt.slots if _end(slot) > cached], cached)
+    vision_s = time.perf_counter() - clock
+    embeddings = model.embed(mx.array(prompt.token_ids[cached:]), features)
+
+    outputs = []
+    for begin in range(cached, total, step):
+        end = min(begin + step, total)
+        hidden = model.model(embeddings[:, begin - cached : end - cached], session.cache)
+        outputs.append(model.logits(hidden if all_logits else hidden[:, -1:]))
+        if end < total:
+            # The unfinished step's logits are never evaluated, so they cost nothing.
+            mx.eval([layer.state for layer in session.cache], outputs[-1] if all_logits else [])
+            mx.clear_cache()
+        if on_prefill is not None:
+            on_prefill(end, total)
+    logits = mx.concatenate(outputs, axis=1) if all_logits else outputs[-1]
+    return Prefilled(logits, cached, vision_s)
+
+
+def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
+    """Features [n, D] of pictures by their digests; each picture is encoded once.
+
+    Pictures of one size go through the tower together, as many as `VISION_BATCH` allows.
+    """
+    distinct = {image.digest: image for image in images}
+    features: dict[bytes, mx.array] = {}
+    by_grid = sorted(distinct.values(), key=lambda image: image.grid_thw)
+    for grid, same in groupby(by_grid, key=lambda image: image.grid_thw):
+        waiting = list(same)
+        at_once = max(1, VISION_BATCH // waiting[0].patches.shape[0])
+        for begin in range(0, len(waiting), at_once):
+            batch = waiting[begin : begin + at_once]
+            patches = mx.array(np.stack([image.patches for image in batch]))
+            encoded = model.visual(patches, grid)
+            mx.eval(encoded)
+            features |= {image.digest: encoded[row] for row, image in enumerate(batch)}
+    return features
+
+
+def _features(
+    model: Qwen2VL, slots: Sequence[ImageSlot], cached: int
+) -> list[tuple[int, mx.array]]:
+    """Features for the slots behind the cached tokens, placed relative to the first of these."""
+    encoded = encode_images(model, [slot.image for slot in slots])
+    placed = []
+    for slot in slots:
+        hidden = max(0, cached - slot.start)  # slots of this picture that are cached
+        placed.append((slot.start + hidden - cached, encoded[slot.image.digest][hidden:]))
+    return placed
+
+
+def _end(slot: ImageSlot) -> int:
+    return slot.start + slot.image.n_tokens

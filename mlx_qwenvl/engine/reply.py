@@ -1,0 +1,145 @@
+"""What an answer is made of, for people and programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one answer.
+
+    Attributes:
+        prompt_tokens: Tokens of the whole prompt, image slots and cached ones included.
+        image_tokens: Image slots among them.
+        cached_tokens: Prompt tokens that did not have to be computed.
+        completion_tokens: Tokens of the answer, the end token not counted.
+    """
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_dict(self) -> dict[str, int]:
+        """All counts, the total included."""
+        return asdict(self) | {"total_tokens": self.total_tokens}
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds.
+
+    Attributes:
+        load_s: Loading the model, once.
+        vision_s: Reading pictures and running the vision tower.
+        prefill_s: Computing the prompt up to the first token.
+        time_to_first_token_s: From the call to the first token.
+        decode_s: From the first token to the last.
+        prompt_tokens_per_s: Computed prompt tokens by `prefill_s`.
+        completion_tokens_per_s: Tokens after the first by `decode_s`; 0 where there are none.
+    """
+
+    load_s: float
+    vision_s: float
+    prefill_s: float
+    time_to_first_token_s: float
+    decode_s: float
+    prompt_tokens_per_s: float
+    completion_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability and its strongest alternatives, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer as it comes.
+
+    Attributes:
+        text: New text; may be empty.
+        token_ids: Tokens that came with this chunk.
+        logprobs: One for each of them where asked for.
+        finish_reason: Why the answer ended; on the last chunk only.
+        usage: Token counts; on the last chunk only.
+        timings: Where the time went; on the last chunk only.
+        peak_memory_bytes: Most memory MLX held during the call; on the last chunk only.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer; `str(reply)` is its text.
+
+    Attributes:
+        text: The answer.
+        token_ids: Its tokens, the end token not counted.
+        finish_reason: "stop" at an end token or stop text, "length" at `max_tokens`.
+        usage: Token counts.
+        timings: Where the time went.
+        peak_memory_bytes: Most memory MLX held during the call.
+        model: Name of the model that answered.
+        logprobs: One for each token where asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    peak_memory_bytes: int
+    model: str
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        """The answer."""
+        return self.text
+
+    @classmethod
+    def of(cls, chunks: list[Chunk], model: str) -> Reply:
+        """Join the chunks of a finished answer."""
+        last = chunks[-1]
+        assert last.finish_reason and last.usage and last.timings, "the answer is not finished"
+        return cls(
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(i for chunk in chunks for i in chunk.token_ids),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            timings=last.timings,
+            peak_memory_bytes=last.peak_memory_bytes or 0,
+            model=model,
+            logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reply as the command line's `--json` prints it."""
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "model": self.model,
+            "usage": self.usage.to_dict(),
+            "timings": asdict(self.timings),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }

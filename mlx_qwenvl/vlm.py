@@ -1,0 +1,342 @@
+"""The one face of the runtime: load a model, ask it about pictures.
+
+vlm = load("demo")
+print(vlm.generate("What is shown?", images=["shapes.png"]))
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwenvl.engine.answer import Stopwatch, answer
+from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
+from mlx_qwenvl.engine.prefill import prefill
+from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.engine.session import Session
+from mlx_qwenvl.errors import ContextError, PromptError
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.media import ImageSource
+from mlx_qwenvl.inputs.messages import (
+    ImagePart,
+    Message,
+    TextPart,
+    TokensPart,
+    parse_messages,
+    user_message,
+)
+from mlx_qwenvl.inputs.processor import Processor
+from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt
+from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.hub import resolve_model
+from mlx_qwenvl.weights.load import load_model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+log = logging.getLogger(__name__)
+
+OpenImage = Callable[[ImagePart], ImagePatches]
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    progress: bool = False,
+) -> QwenVL:
+    """Load a model.
+
+    Args:
+        model: `demo`, a folder, a short name such as `2b`, or a Hugging Face name. By default
+            `$MLX_QWENVL_MODEL`, else what `mlx-qwenvl use` chose, else `demo`.
+        dtype: "float32", "float16" or "bfloat16" for weights and activations; by default what
+            suits the device.
+        quantize: Quantize the decoder in place: "4bit", "8bit", "mxfp4", ...
+        progress: Show a bar on stderr while downloading.
+
+    Raises:
+        ModelNotFound: The name leads to no model.
+        CheckpointError: The model's files are incomplete, damaged or of another family.
+        OptionError: An unknown dtype or quantization.
+    """
+    begin = time.perf_counter()
+    name = default_model() if model is None else str(model)
+    folder = resolve_model(name, progress=progress)
+    config = Config.from_folder(folder)
+    processor = Processor.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    template = ChatTemplate.from_folder(folder)
+    file = folder / "generation_config.json"
+    generation = read_json(file) if file.exists() else {}
+    network = load_model(folder, config, processor.normalization, dtype=dtype, quantize=quantize)
+    _wire_memory()
+    return QwenVL(
+        name, network, tokenizer, template, processor, generation, time.perf_counter() - begin
+    )
+
+
+class QwenVL:
+    """A loaded model. It keeps nothing of any question, so several may be asked side by side.
+
+    Args:
+        name: What it was loaded by.
+        model: The network.
+        tokenizer: Its vocabulary.
+        template: Its dialogue form.
+        processor: How it takes pictures.
+        generation: Its `generation_config.json`, or an empty mapping.
+        load_s: Seconds that loading took.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Qwen2VL,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        processor: Processor,
+        generation: Mapping[str, Any],
+        load_s: float,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.processor = processor
+        self.load_s = load_s
+        self.sampling = checkpoint_sampling(generation)
+        self.end_ids = _end_ids(generation, tokenizer)
+
+    @property
+    def config(self) -> Config:
+        """The model's shape."""
+        return self.model.config
+
+    def __repr__(self) -> str:
+        """Name and size, for notebooks."""
+        text = self.config.text
+        return f"QwenVL({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size})"
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """Answer a question.
+
+        Args:
+            prompt: The question. It becomes one user turn, its pictures before its text.
+            images: Paths, URLs, `data:` URLs, base64, bytes, files, PIL images or numpy arrays.
+            messages: A whole conversation in OpenAI's form, instead of `prompt` and `system`.
+            system: A system message; by default the model's own.
+            **options: See `Options` and `Sampling` in `engine/options.py`.
+
+        Raises:
+            MediaError: A picture cannot be read.
+            PromptError: Nothing was asked, or messages make no prompt.
+            OptionError: An option is unknown or outside its range.
+            ContextError: The prompt is longer than the model's context.
+        """
+        stream = self.stream(prompt, images=images, messages=messages, system=system, **options)
+        return Reply.of(list(stream), self.name)
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Chunk]:
+        """Answer a question piece by piece; arguments and errors are those of `generate`."""
+        watch = Stopwatch(self.load_s)
+        read = read_options(options, self.sampling)
+        turns = _turns(prompt, images, messages, system)
+        built = self._prompt(turns, read)
+        return self._answer(Session(self.model, read.kv_bits), built, read, watch)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """Begin a conversation that remembers its pictures and computes nothing twice.
+
+        Args:
+            system: A system message; by default the model's own.
+        """
+        return Chat(self, system)
+
+    def logits(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> np.ndarray:
+        """Logits [L, V] float32 of the whole templated prompt, for parity and perplexity.
+
+        The arguments are those of `generate`.
+        """
+        options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
+        built = self._prompt(_turns(prompt, images, messages, system), options)
+        session = Session(self.model)
+        filled = prefill(self.model, session, built, step=options.prefill_step, all_logits=True)
+        return np.array(filled.logits[0].astype(mx.float32))
+
+    def _prompt(
+        self, turns: Sequence[Message], options: Options, open_image: OpenImage | None = None
+    ) -> Prompt:
+        def open_part(part: ImagePart) -> ImagePatches:
+            return self.processor.open(
+                part, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+            )
+
+        built = build_prompt(turns, self.template, self.tokenizer, open_image or open_part)
+        for number, slot in enumerate(built.slots, start=1):
+            (width, height), (source_width, source_height) = slot.image.size, slot.image.source_size
+            log.info(
+                "picture %d: %d x %d pixels, read as %d x %d, %d tokens",
+                *(number, source_width, source_height, width, height, slot.image.n_tokens),
+            )
+        return built
+
+    def _answer(
+        self, session: Session, prompt: Prompt, options: Options, watch: Stopwatch
+    ) -> Iterator[Chunk]:
+        limit = self.config.text.max_position_embeddings
+        room = limit - prompt.token_ids.size
+        if room < 1:
+            raise ContextError(
+                f"the prompt has {prompt.token_ids.size} tokens ({prompt.image_tokens} of them "
+                f"pictures), the model's context {limit}; shorten it or lower max_pixels"
+            )
+        options = replace(options, max_tokens=min(options.max_tokens, room))
+        watch.reading_s = time.perf_counter() - watch.called
+        return answer(self.model, self.tokenizer, session, prompt, options, self.end_ids, watch)
+
+
+class Chat:
+    """A conversation. Make one with `QwenVL.chat`.
+
+    Args:
+        vlm: The model.
+        system: A system message, or None for the model's own.
+    """
+
+    def __init__(self, vlm: QwenVL, system: str | None) -> None:
+        self._vlm = vlm
+        self._session: Session | None = None
+        self._kv_bits: int | None = None
+        # Pictures are kept as patches: a file that changes later does not change the past.
+        self._opened: dict[int, ImagePatches] = {}
+        self.messages = [] if system is None else [Message("system", (TextPart(system),))]
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
+        return Reply.of(list(self.stream(prompt, images=images, **options)), self._vlm.name)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Chunk]:
+        """Ask the next question and hear the answer piece by piece.
+
+        An answer that is broken off stays in the conversation as far as it went. A question that
+        fails leaves the conversation as it was.
+        """
+        watch = Stopwatch(self._vlm.load_s)
+        read = read_options(options, self._vlm.sampling)
+        question = user_message(prompt, images)
+        opened: dict[int, ImagePatches] = {}
+
+        def open_once(part: ImagePart) -> ImagePatches:
+            if id(part) not in self._opened:
+                opened[id(part)] = self._vlm.processor.open(
+                    part, min_pixels=read.min_pixels, max_pixels=read.max_pixels
+                )
+            return self._opened.get(id(part)) or opened[id(part)]
+
+        built = self._vlm._prompt([*self.messages, question], read, open_once)
+        if self._session is None or self._kv_bits != read.kv_bits:
+            self._session, self._kv_bits = Session(self._vlm.model, read.kv_bits), read.kv_bits
+        chunks = self._vlm._answer(self._session, built, read, watch)
+        return self._remembered(chunks, question, opened, stops=bool(read.stop))
+
+    def _remembered(
+        self,
+        chunks: Iterator[Chunk],
+        question: Message,
+        opened: dict[int, ImagePatches],
+        *,
+        stops: bool,
+    ) -> Iterator[Chunk]:
+        heard: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                heard.append(chunk)
+                yield chunk
+        finally:
+            if heard:
+                # The tokens themselves go back, so that the cache fits. Only a stop text, which
+                # is cut out of the text but not out of the tokens, makes the text speak.
+                tokens = tuple(i for chunk in heard for i in chunk.token_ids)
+                text = "".join(chunk.text for chunk in heard)
+                reply = TextPart(text) if stops else TokensPart(tokens)
+                self._opened |= opened
+                self.messages += [question, Message("assistant", (reply,))]
+
+
+def _turns(
+    prompt: str | None,
+    images: Sequence[ImageSource],
+    messages: Sequence[Mapping[str, Any]] | None,
+    system: str | None,
+) -> list[Message]:
+    if isinstance(images, (str, bytes, Path)):
+        raise PromptError(f"images is a {type(images).__name__}, expected a list of images")
+    if messages is None:
+        turns = [] if system is None else [Message("system", (TextPart(system),))]
+        return [*turns, user_message(prompt or "", images)]
+    if prompt is not None or system is not None:
+        raise PromptError("give either messages or a prompt with its system message, not both")
+    return parse_messages(messages, images)
+
+
+def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the checkpoint's, and the end of a turn."""
+    stated = generation.get("eos_token_id", [])
+    ids = {stated} if isinstance(stated, int) else set(stated)
+    return frozenset(ids | {tokenizer.token_id("<|im_end|>")})
+
+
+def _wire_memory() -> None:
+    """Keep weights resident on a Mac, so that the first token after a pause is not slow."""
+    if mx.metal.is_available():
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
