@@ -1,0 +1,214 @@
+"""`python -m mlx_qwenvl.generate --image path`: one question about pictures, answered on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import select
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, announce_demo, run
+from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
+from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.errors import PromptError
+from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.vlm import load
+from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.hub import DEMO
+
+PROGRAM = "mlx-qwenvl generate"
+DEFAULT_QUESTION = "Describe this image."
+PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(
+        prog=PROGRAM,
+        description="Answer a question about pictures, or describe them.",
+        epilog="The question may be an argument, --prompt, piped in, or joined from all.",
+    )
+    p.add_argument("text", nargs="*", metavar="QUESTION", help="the question")
+    p.add_argument("--image", action="append", default=[], metavar="PATH|URL|data:...|-")
+    p.add_argument("--prompt", help=f"the question; with a picture {DEFAULT_QUESTION!r}")
+    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
+    p.add_argument("--system", help="system message; by default the model's own")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
+    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--top-k", type=int, metavar="K")
+    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument("--repetition-penalty", type=float, metavar="R")
+    sampling.add_argument("--presence-penalty", type=float, metavar="P")
+    sampling.add_argument("--frequency-penalty", type=float, metavar="F")
+    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
+    p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
+    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
+    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
+    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
+    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    p.add_argument("--dtype", help="float32, float16 or bfloat16")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--verbose", action="store_true", help="sizes and timings on stderr")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = parser().parse_intermixed_args(argv)
+    return run(lambda: _answer(arguments), PROGRAM)
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    if arguments.verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("mlx_qwenvl").setLevel(logging.INFO)
+    options = _options(arguments)
+    read_options(options, GREEDY)  # refuses bad options before the model is loaded
+    images = _images(arguments)
+    question = _question(arguments)
+    name = arguments.model or default_model()
+    vlm = load(
+        name,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        progress=sys.stderr.isatty(),
+    )
+    chunks: list[Chunk] = []
+    with _progress() as on_prefill:
+        options["on_prefill"] = on_prefill
+        stream = vlm.stream(question, images=images, system=arguments.system, **options)
+        if arguments.model is None and name == DEMO:
+            announce_demo()
+        interrupted = _listen(stream, chunks, show=not arguments.json)
+    if interrupted:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    reply = Reply.of(chunks, name)
+    if arguments.json:
+        print(json.dumps(reply.to_dict(), ensure_ascii=False))
+    if arguments.verbose:
+        _report(reply)
+    return EXIT_OK
+
+
+def _options(arguments: argparse.Namespace) -> CallOptions:
+    return {
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "presence_penalty": arguments.presence_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
+        "seed": arguments.seed,
+        "stop": arguments.stop,
+        "min_pixels": arguments.min_pixels,
+        "max_pixels": arguments.max_pixels,
+        "kv_bits": arguments.kv_bits,
+    }
+
+
+def _images(arguments: argparse.Namespace) -> list[ImageSource]:
+    if arguments.image.count("-") > 1:
+        raise PromptError("--image - was given more than once; standard input holds one picture")
+    # Opened before the model is loaded, so that a wrong path is told at once.
+    return [
+        open_image(sys.stdin.buffer.read() if name == "-" else name) for name in arguments.image
+    ]
+
+
+def _question(arguments: argparse.Namespace) -> str:
+    """The question, joined from the pipe, --prompt and the arguments."""
+    said = [part for part in (arguments.prompt, " ".join(arguments.text)) if part]
+    has_question = bool(said or arguments.image)
+    piped = "" if "-" in arguments.image else _piped_text(has_question)
+    question = "\n".join(part for part in [piped, *said] if part.strip())
+    if not question and not arguments.image:
+        raise PromptError("nothing was asked; give a question, a picture (--image), or both")
+    return question or DEFAULT_QUESTION
+
+
+def _piped_text(has_question: bool) -> str:
+    """Text from standard input, if something is piped or redirected into it."""
+    if sys.stdin is None or sys.stdin.closed:
+        return ""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return ""
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
+        return ""
+    # Whoever starts programs may leave a pipe open that nobody writes to; do not hang on it.
+    waits_in_vain = has_question and not stat.S_ISREG(kind)
+    if waits_in_vain and not select.select([sys.stdin], [], [], PIPE_PATIENCE)[0]:
+        print(
+            f"standard input is open but silent for {PIPE_PATIENCE:.0f} s; going on without it",
+            file=sys.stderr,
+        )
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace").strip("\n")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for a prompt that takes more than one step, on terminals only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(desc="reading", unit=" tokens", leave=False, delay=1.0)
+
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+
+
+def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool:
+    """Collect an answer, printing it as it comes; tell whether Ctrl-C ended it."""
+    if show and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets an answer
+    try:
+        for chunk in stream:
+            chunks.append(chunk)
+            if show and chunk.text:
+                print(chunk.text, end="", flush=True)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        if show and chunks:
+            print(flush=True)
+    return False
+
+
+def _report(reply: Reply) -> None:
+    usage, timings = reply.usage, reply.timings
+    print(
+        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures), "
+        f"{timings.prompt_tokens_per_s:.1f}/s; {usage.completion_tokens} answer tokens, "
+        f"{timings.completion_tokens_per_s:.1f}/s\n"
+        f"load {timings.load_s:.2f} s, pictures {timings.vision_s:.2f} s, "
+        f"prompt {timings.prefill_s:.2f} s, "
+        f"first token after {timings.time_to_first_token_s:.2f} s, "
+        f"answer {timings.decode_s:.2f} s; peak {reply.peak_memory_bytes / 1e6:.0f} MB",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""`mlx-qwenvl use NAME`: download a model once and answer with it from then on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_qwenvl.command import EXIT_OK, Parser, run
+from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.weights.choice import VARIABLE, choose_model, default_model
+from mlx_qwenvl.weights.files import list_tensors
+from mlx_qwenvl.weights.hub import DEMO, SHORT_NAMES, resolve_model
+
+PROGRAM = "mlx-qwenvl use"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    p = Parser(
+        prog=PROGRAM,
+        description=f"Choose the model that answers when none is named (${VARIABLE} goes first).",
+        epilog=f"Short names: demo, {', '.join(SHORT_NAMES)}.",
+    )
+    p.add_argument("name", nargs="?", help="a name or folder; without it, tell the choice")
+    arguments = p.parse_args(argv)
+    return run(lambda: _use(arguments.name), PROGRAM)
+
+
+def _use(name: str | None) -> int:
+    if name is None:
+        print(default_model())
+        return EXIT_OK
+    folder = resolve_model(name, progress=sys.stderr.isatty())
+    Config.from_folder(folder)
+    list_tensors(folder)
+    # A folder is remembered by its full path, so that it is found from anywhere.
+    is_path = name != DEMO and Path(name).expanduser().is_dir()
+    kept = str(folder.resolve()) if is_path else name
+    file = choose_model(kept)
+    print(f"{kept} answers from now on ({file})", file=sys.stderr)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The local server: OpenAI's chat API over a loaded model."""
