@@ -17,10 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwenvl.engine.answer import Stopwatch, answer
+from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.reply import Chunk, Reply
-from mlx_qwenvl.engine.session import Session
 from mlx_qwenvl.errors import ContextError, PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
@@ -171,7 +171,7 @@ class QwenVL:
         read = read_options(options, self.sampling)
         turns = _turns(prompt, images, messages, system)
         built = self._prompt(turns, read)
-        return self._answer(Session(self.model, read.kv_bits), built, read, watch)
+        return self._answer(Conversation(self.model, read.kv_bits), built, read, watch)
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation that remembers its pictures and computes nothing twice.
@@ -197,8 +197,10 @@ class QwenVL:
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
         built = self._prompt(_turns(prompt, images, messages, system), options)
-        session = Session(self.model)
-        filled = prefill(self.model, session, built, step=options.prefill_step, all_logits=True)
+        conversation = Conversation(self.model)
+        filled = prefill(
+            self.model, conversation, built, step=options.prefill_step, all_logits=True
+        )
         return np.array(filled.logits[0].astype(mx.float32))
 
     def _prompt(
@@ -219,7 +221,7 @@ class QwenVL:
         return built
 
     def _answer(
-        self, session: Session, prompt: Prompt, options: Options, watch: Stopwatch
+        self, conversation: Conversation, prompt: Prompt, options: Options, watch: Stopwatch
     ) -> Iterator[Chunk]:
         limit = self.config.text.max_position_embeddings
         room = limit - prompt.token_ids.size
@@ -230,7 +232,9 @@ class QwenVL:
             )
         options = replace(options, max_tokens=min(options.max_tokens, room))
         watch.reading_s = time.perf_counter() - watch.called
-        return answer(self.model, self.tokenizer, session, prompt, options, self.end_ids, watch)
+        return answer(
+            self.model, self.tokenizer, conversation, prompt, options, self.end_ids, watch
+        )
 
 
 class Chat:
@@ -243,7 +247,7 @@ class Chat:
 
     def __init__(self, vlm: QwenVL, system: str | None) -> None:
         self._vlm = vlm
-        self._session: Session | None = None
+        self._conversation: Conversation | None = None
         self._kv_bits: int | None = None
         # Pictures are kept as patches: a file that changes later does not change the past.
         self._opened: dict[int, ImagePatches] = {}
@@ -284,9 +288,12 @@ class Chat:
             return self._opened.get(id(part)) or opened[id(part)]
 
         built = self._vlm._prompt([*self.messages, question], read, open_once)
-        if self._session is None or self._kv_bits != read.kv_bits:
-            self._session, self._kv_bits = Session(self._vlm.model, read.kv_bits), read.kv_bits
-        chunks = self._vlm._answer(self._session, built, read, watch)
+        if self._conversation is None or self._kv_bits != read.kv_bits:
+            self._conversation, self._kv_bits = (
+                Conversation(self._vlm.model, read.kv_bits),
+                read.kv_bits,
+            )
+        chunks = self._vlm._answer(self._conversation, built, read, watch)
         return self._remembered(chunks, question, opened, stops=bool(read.stop))
 
     def _remembered(

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.decode import decode
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import Prefilled, prefill
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
 from mlx_qwenvl.engine.sampling import Sampled, Sampler
-from mlx_qwenvl.engine.session import Session
 from mlx_qwenvl.engine.stops import StopText
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
@@ -43,7 +43,7 @@ class Stopwatch:
 def answer(
     model: Qwen2VL,
     tokenizer: Tokenizer,
-    session: Session,
+    conversation: Conversation,
     prompt: Prompt,
     options: Options,
     end_ids: frozenset[int],
@@ -54,7 +54,7 @@ def answer(
     Args:
         model: The model.
         tokenizer: Its vocabulary.
-        session: What of the conversation is computed already; kept up to date, also when the
+        conversation: What of the conversation is computed already; kept up to date, also when the
             caller stops listening.
         prompt: The whole conversation.
         options: The call's.
@@ -67,7 +67,7 @@ def answer(
     mx.reset_peak_memory()
     watch.prefilled = time.perf_counter()
     filled = prefill(
-        model, session, prompt, step=options.prefill_step, on_prefill=options.on_prefill
+        model, conversation, prompt, step=options.prefill_step, on_prefill=options.on_prefill
     )
     logits = filled.logits[:, -1]
     sampler = Sampler(options, logits.shape[-1], prompt.token_ids)
@@ -76,7 +76,7 @@ def answer(
     reason: FinishReason = "length"
     count = 0
     try:
-        for (sampled,) in decode(model, session.cache, logits, [sampler], options.max_tokens):
+        for (sampled,) in decode(model, conversation.cache, logits, [sampler], options.max_tokens):
             token = sampled.token_id
             if not drawn:
                 watch.first = time.perf_counter()
@@ -91,7 +91,7 @@ def answer(
                 reason = "stop"
                 break
     finally:
-        session.extend(drawn)
+        conversation.extend(drawn)
     rest = stop.feed(decoder.finish()) + stop.finish()
     yield Chunk(
         rest,

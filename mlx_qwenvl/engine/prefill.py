@@ -1,6 +1,6 @@
 """From a prompt to the logits of its first answer token.
 
-Only what the session does not hold yet is computed, in steps that bound the activations' memory.
+Only what the conversation does not hold yet is computed, in steps that bound memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwenvl.engine.session import Session
+from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -28,7 +28,7 @@ class Prefilled:
 
     Attributes:
         logits: [1, L', V]: of the last token, or of every computed one where asked for.
-        cached_tokens: Prompt tokens that were in the session already.
+        cached_tokens: Prompt tokens that were in the conversation already.
         vision_s: Seconds in the vision tower.
     """
 
@@ -39,7 +39,7 @@ class Prefilled:
 
 def prefill(
     model: Qwen2VL,
-    session: Session,
+    conversation: Conversation,
     prompt: Prompt,
     *,
     step: int,
@@ -50,19 +50,19 @@ def prefill(
 
     Args:
         model: The model.
-        session: Holds the conversation so far, and the whole prompt afterwards.
+        conversation: Holds the conversation so far, and the whole prompt afterwards.
         prompt: The whole conversation.
         step: Tokens computed at once.
         on_prefill: Called with tokens done and tokens in all, after every step.
         all_logits: Give the logits of every computed token instead of the last one's.
     """
     total = prompt.token_ids.size
-    cached = session.begin(prompt)
+    cached = conversation.begin(prompt)
     merge = model.config.vision.spatial_merge_size
     positions, rope_delta = prompt_positions(
         total, [(slot.start, slot.image.grid_thw) for slot in prompt.slots], merge
     )
-    session.positions.expect(positions, rope_delta, start=0)
+    conversation.positions.expect(positions, rope_delta, start=0)
 
     clock = time.perf_counter()
     features = _features(model, [slot for slot in prompt.slots if _end(slot) > cached], cached)
@@ -72,11 +72,13 @@ def prefill(
     outputs = []
     for begin in range(cached, total, step):
         end = min(begin + step, total)
-        hidden = model.model(embeddings[:, begin - cached : end - cached], session.cache)
+        hidden = model.model(embeddings[:, begin - cached : end - cached], conversation.cache)
         outputs.append(model.logits(hidden if all_logits else hidden[:, -1:]))
         if end < total:
             # The unfinished step's logits are never evaluated, so they cost nothing.
-            mx.eval([layer.state for layer in session.cache], outputs[-1] if all_logits else [])
+            mx.eval(
+                [layer.state for layer in conversation.cache], outputs[-1] if all_logits else []
+            )
             mx.clear_cache()
         if on_prefill is not None:
             on_prefill(end, total)

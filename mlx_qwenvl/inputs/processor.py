@@ -18,7 +18,7 @@ DEFAULT_MAX_PIXELS = 1280 * TOKEN_PIXELS
 """Most pixels of a picture where the caller sets no limit, however many the checkpoint allows.
 
 The family's checkpoints allow 12.8 megapixels, which makes 15,552 tokens of a phone photo; at one
-megapixel it is 1,222 and small print is still read. See `docs/pixels.md`.
+megapixel it is 1,230 and small print is still read. See `docs/pixels.md`.
 """
 DETAIL_MAX_PIXELS = {"low": 256 * TOKEN_PIXELS, "high": 4096 * TOKEN_PIXELS}
 

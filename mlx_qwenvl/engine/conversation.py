@@ -15,7 +15,7 @@ from mlx_qwenvl.models.cache import LayerCache, Positions
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 
-class Session:
+class Conversation:
     """A cache together with the tokens and pictures that are in it.
 
     Args:
