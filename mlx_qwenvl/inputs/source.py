@@ -1,0 +1,156 @@
+"""Whatever names a picture -> its encoded bytes and a short name for messages.
+
+Sizes are counted while bytes arrive; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from mlx_qwenvl.errors import MediaError, OptionError
+from mlx_qwenvl.inputs.sniff import format_of, looks_like
+
+if TYPE_CHECKING:
+    from mlx_qwenvl.inputs.fetch import FetchLimits
+
+__all__ = ["DEFAULT_LIMITS", "MediaLimits", "read_file", "read_path", "read_text", "shown"]
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What one picture may cost, and where it may come from.
+
+    Attributes:
+        max_bytes: Size of the encoded picture, in bytes.
+        max_pixels: Width times height, in pixels; Pillow holds 4 bytes for each.
+        local_files: Whether text may name a file. A path object always may: the program made it.
+        urls: Whether text may name an http(s) URL.
+        fetch: Limits for URLs, beside max_bytes; None takes ``FetchLimits()``.
+    """
+
+    max_bytes: int = 256 * 2**20  # bytes
+    max_pixels: int = 128_000_000  # pixels; photos have up to 102 million; Pillow stops at 179
+    local_files: bool = True
+    urls: bool = True
+    fetch: FetchLimits | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses limits that no picture can meet."""
+        if self.max_bytes < 1 or self.max_pixels < 1:
+            got = f"{self.max_bytes} and {self.max_pixels}"
+            raise OptionError(f"max_bytes and max_pixels must be positive, got {got}")
+
+
+DEFAULT_LIMITS = MediaLimits()
+
+
+def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
+    """Reads what text names: a URL, a path that exists or base64, in this order."""
+    stripped = text.strip()
+    if not stripped:
+        raise MediaError("the text is empty; expected a path, a URL or base64")
+    scheme = stripped[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        return _read_url(stripped, limits)
+    if scheme.startswith("data:"):
+        return _read_data_url(stripped, limits), "the data: URL"
+    if scheme.startswith("file:"):
+        if not limits.local_files:
+            raise MediaError("a file: URL names a local file, which is not opened here")
+        path = re.sub(r"^//(localhost(?=/))?", "", unquote(stripped[5:]))
+        return read_path(path, limits), shown(path)
+    if limits.local_files:
+        for path in (text, stripped):
+            if _exists(path):
+                return read_path(path, limits), shown(path)
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]{1,20})://", stripped):
+        raise MediaError(f"{match[1]}: URLs are not opened; expected http, https, data or file")
+    data = _from_base64(stripped, limits)
+    if data and (format_of(data) or looks_like(data)):
+        return data, "the base64 text"
+    if limits.local_files and len(stripped) <= 256:
+        raise MediaError(f"{shown(text)}: no such file")
+    expected = "a file, a URL or base64" if limits.local_files else "a URL or base64"
+    raise MediaError(f"text of {len(text)} characters names no picture; expected {expected}")
+
+
+def _read_url(url: str, limits: MediaLimits) -> tuple[bytes, str]:
+    if not limits.urls:
+        raise MediaError("an http(s) URL was given, and those are not opened here")
+    # Imported late: the HTTP client costs a tenth of a second that most runs do not need.
+    from mlx_qwenvl.inputs.fetch import FetchLimits, fetch, shown_url
+
+    fetching = limits.fetch or FetchLimits()
+    fetching = replace(fetching, max_bytes=min(fetching.max_bytes, limits.max_bytes))
+    return fetch(url, limits=fetching), shown_url(url)
+
+
+def _read_data_url(url: str, limits: MediaLimits) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise MediaError("the data: URL has no comma; expected data:image/png;base64,...")
+    if not header.rstrip().lower().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    data = _from_base64(unquote(payload), limits)
+    if data is None:
+        raise MediaError(f"the data: URL holds {len(payload)} characters that are no valid base64")
+    return data
+
+
+def _from_base64(text: str, limits: MediaLimits) -> bytes | None:
+    """Decodes base64 of either alphabet, with or without padding; None where the text is none."""
+    if len(text) > 2 * limits.max_bytes:
+        raise MediaError(f"base64 of {len(text)} characters; at most {limits.max_bytes} bytes pass")
+    compact = "".join(text.split()).replace("-", "+").replace("_", "/")
+    digits = compact.rstrip("=")
+    if len(compact) - len(digits) > 2 or not re.fullmatch(r"[A-Za-z0-9+/]*", digits):
+        return None
+    if len(digits) % 4 == 1:
+        return None
+    return binascii.a2b_base64(digits + "=" * (-len(digits) % 4))
+
+
+def _exists(path: str) -> bool:
+    try:
+        Path(path).expanduser().stat()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL or a user that does not exist
+        return False
+    return True
+
+
+def read_path(path: str, limits: MediaLimits) -> bytes:
+    """Reads a file; a leading tilde is the home folder."""
+    name = shown(path)
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return read_file(file, name, limits)
+    except (FileNotFoundError, ValueError, RuntimeError):  # as in `_exists`
+        raise MediaError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise MediaError(f"{name}: is a folder; expected a picture file") from None
+    except OSError as error:
+        raise MediaError(f"{name}: {error.strerror or 'cannot be opened'}") from None
+
+
+def read_file(file: Any, name: str, limits: MediaLimits) -> bytes:
+    """Reads from the start, at most one byte beyond the limit: a pipe may never end."""
+    data = bytearray()
+    try:
+        if file.seekable():
+            file.seek(0)
+        while part := file.read(min(2**20, limits.max_bytes + 1 - len(data))):
+            data += part
+    except Exception as error:  # a file object of any make, or one opened in text mode
+        raise MediaError(f"{name}: cannot be read as a binary file") from error
+    return bytes(data)
+
+
+def shown(text: str) -> str:
+    """Returns a path as one short printable line."""
+    line = "".join(c if c.isprintable() else "?" for c in text[:4096])
+    return line if len(line) <= 100 else f"{line[:60]}...{line[-37:]}"
