@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FAMILY_ENDS = ("<|im_end|>", "<|endoftext|>")
+
 OpenImage = Callable[[ImagePart], ImagePatches]
 
 
@@ -337,10 +339,11 @@ def _turns(
 
 
 def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the checkpoint's, and the end of a turn."""
-    stated = generation.get("eos_token_id", [])
-    ids = {stated} if isinstance(stated, int) else set(stated)
-    return frozenset(ids | {tokenizer.token_id("<|im_end|>")})
+    """Tokens that end an answer: those the checkpoint states, and the family's."""
+    stated = generation.get("eos_token_id") or []
+    family = [tokenizer.special_ids.get(content) for content in FAMILY_ENDS]
+    ids = [*([stated] if isinstance(stated, int) else stated), *family]
+    return frozenset(index for index in ids if index is not None)
 
 
 def _wire_memory() -> None:

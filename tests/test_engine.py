@@ -176,6 +176,8 @@ def test_figures_add_up(tiny: QwenVL) -> None:
     assert 0 < timings.prefill_s < timings.time_to_first_token_s
     assert timings.vision_s > 0 and timings.load_s > 0 and timings.decode_s > 0
     assert reply.peak_memory_bytes > 0
+    assert dict(usage)["total_tokens"] == usage["total_tokens"] == usage.total_tokens
+    assert timings["decode_s"] == timings.decode_s
 
 
 def test_a_stream_that_is_left_early_can_be_left(tiny: QwenVL) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
 
+class _Figures:
+    """Figures that read as attributes and, as in the JSON they become, by name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures by name."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_dict()[name]
+
+    def keys(self) -> Iterable[str]:
+        """Names of the figures, so that `dict(reply.usage)` works."""
+        return self.to_dict().keys()
+
+
 @dataclass(frozen=True)
-class Usage:
+class Usage(_Figures):
     """Token counts of one answer.
 
     Attributes:
@@ -31,11 +47,11 @@ class Usage:
 
     def to_dict(self) -> dict[str, int]:
         """All counts, the total included."""
-        return asdict(self) | {"total_tokens": self.total_tokens}
+        return super().to_dict() | {"total_tokens": self.total_tokens}
 
 
 @dataclass(frozen=True)
-class Timings:
+class Timings(_Figures):
     """Where the time went, in seconds.
 
     Attributes:
@@ -140,6 +156,6 @@ class Reply:
             "finish_reason": self.finish_reason,
             "model": self.model,
             "usage": self.usage.to_dict(),
-            "timings": asdict(self.timings),
+            "timings": self.timings.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
         }

@@ -15,6 +15,7 @@ from mlx_qwenvl.models.activations import gelu, quick_gelu
 from mlx_qwenvl.models.config import VisionConfig
 from mlx_qwenvl.models.rope import Grid, Rotate, rotate_halves, vision_angles
 
+PIXEL_CENTRE = 128  # level from 0 to 255 that the patch embedding counts pixels from
 LAYER_NORM_EPS = 1e-6  # of every LayerNorm in the tower; checkpoints do not state it
 
 
@@ -34,7 +35,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches: mx.array) -> mx.array:
         """Embed patches [B, N, K] uint8, giving [B, N, D] float32."""
         # In float32: pixel values are large beside their spread, which 8 bits of mantissa lose.
-        return self.proj(patches.astype(mx.float32))
+        return self.proj(patches.astype(mx.float32) - PIXEL_CENTRE)
 
 
 class VisionAttention(nn.Module):
