@@ -1,0 +1,1 @@
+"""Recordings from Hugging Face Transformers, and the tiny checkpoint they were made with."""

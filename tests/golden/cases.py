@@ -1,0 +1,121 @@
+"""The recordings, ready for a test: no torch and no transformers needed.
+
+case = load_case("two_images")
+case.images()       what the user showed
+case.logits         what transformers makes of it
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.golden.pictures import picture
+
+RECORDING = Path(__file__).with_name("qwen2_vl.npz")
+DESCRIPTION = Path(__file__).with_name("qwen2_vl.json")
+
+CASES: tuple[str, ...] = (
+    "text",
+    "one_image",
+    "two_images",
+    "wide_image",
+    "tall_image",
+    "image_in_second_turn",
+    "three_images_in_two_turns",
+    "own_system_message",
+    "text_before_image",
+    "untied_text",
+    "untied_one_image",
+    "untied_two_images",
+)
+
+ARRAYS = ("input_ids", "grid_thw", "position_ids", "features", "logits")
+
+# {"type": "text", "text": ...} or {"type": "image", "image": index into the case's pictures}
+Part = dict[str, str | int]
+# {"role": ..., "content": text or parts}
+Message = dict[str, str | list[Part]]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One conversation, and what transformers made of it on the CPU in float32.
+
+    Attributes:
+        name: One of `CASES`.
+        tied: Whether the checkpoint's head is its embedding.
+        messages: The conversation in OpenAI's form.
+        pictures: Seed, width, height of each picture the messages refer to.
+        text: The conversation through the chat template, one pad token an image.
+        input_ids: [L] int32, the text's tokens with every pad token repeated t*h*w/4 times.
+        grid_thw: [n_images, 3] int32, in patches.
+        position_ids: [3, L] int32, axes t, h, w.
+        rope_delta: What to add to the index of a token after the prompt to get its position.
+        patches_sha256: Of the uint8 patches [n_patches, 3, 2, 14, 14] of all images, before
+            normalization.
+        features: [n_patches/4, D] float32, of all images.
+        logits: [L, V] float32, of the whole prompt.
+        greedy: The 24 tokens with the largest logit at each step, stop tokens ignored.
+    """
+
+    name: str
+    tied: bool
+    messages: tuple[Message, ...]
+    pictures: tuple[tuple[int, int, int], ...]
+    text: str
+    input_ids: NDArray[np.int32]
+    grid_thw: NDArray[np.int32]
+    position_ids: NDArray[np.int32]
+    rope_delta: int
+    patches_sha256: str
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    greedy: tuple[int, ...]
+
+    def images(self) -> list[Image.Image]:
+        """Draw the pictures.
+
+        Returns:
+            RGB images, in the order of the prompt.
+        """
+        return [picture(*numbers) for numbers in self.pictures]
+
+
+def load_case(name: str) -> GoldenCase:
+    """Load one recording.
+
+    Args:
+        name: One of `CASES`.
+
+    Returns:
+        The recording. Its arrays must not be written to.
+    """
+    about = _description()[name]
+    with np.load(RECORDING) as recording:
+        arrays = {array: recording[f"{name}/{array}"] for array in ARRAYS}
+    return GoldenCase(
+        name=name,
+        tied=about["tied"],
+        messages=tuple(about["messages"]),
+        pictures=tuple((seed, width, height) for seed, width, height in about["pictures"]),
+        text=about["text"],
+        rope_delta=about["rope_delta"],
+        patches_sha256=about["patches_sha256"],
+        greedy=tuple(about["greedy"]),
+        **arrays,
+    )
+
+
+@cache
+def _description() -> dict[str, Any]:
+    recording: dict[str, Any] = json.loads(DESCRIPTION.read_text("utf-8"))
+    cases: dict[str, Any] = recording["cases"]
+    return cases
