@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAMILY_ENDS = ("<|im_end|>", "<|endoftext|>")
-
-OpenImage = Callable[[ImagePart], ImagePatches]
 
 
 def load(
@@ -205,15 +203,15 @@ class QwenVL:
         )
         return np.array(filled.logits[0].astype(mx.float32))
 
-    def _prompt(
-        self, turns: Sequence[Message], options: Options, open_image: OpenImage | None = None
-    ) -> Prompt:
-        def open_part(part: ImagePart) -> ImagePatches:
-            return self.processor.open(
-                part, min_pixels=options.min_pixels, max_pixels=options.max_pixels
-            )
+    def _open(self, part: ImagePart, options: Options) -> ImagePatches:
+        return self.processor.open(
+            part, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+        )
 
-        built = build_prompt(turns, self.template, self.tokenizer, open_image or open_part)
+    def _prompt(self, turns: Sequence[Message], options: Options) -> Prompt:
+        built = build_prompt(
+            turns, self.template, self.tokenizer, lambda part: self._open(part, options)
+        )
         for number, slot in enumerate(built.slots, start=1):
             (width, height), (source_width, source_height) = slot.image.size, slot.image.source_size
             log.info(
@@ -251,8 +249,6 @@ class Chat:
         self._vlm = vlm
         self._conversation: Conversation | None = None
         self._kv_bits: int | None = None
-        # Pictures are kept as patches: a file that changes later does not change the past.
-        self._opened: dict[int, ImagePatches] = {}
         self.messages = [] if system is None else [Message("system", (TextPart(system),))]
 
     def ask(
@@ -279,30 +275,25 @@ class Chat:
         """
         watch = Stopwatch(self._vlm.load_s)
         read = read_options(options, self._vlm.sampling)
-        question = user_message(prompt, images)
-        opened: dict[int, ImagePatches] = {}
-
-        def open_once(part: ImagePart) -> ImagePatches:
-            if id(part) not in self._opened:
-                opened[id(part)] = self._vlm.processor.open(
-                    part, min_pixels=read.min_pixels, max_pixels=read.max_pixels
-                )
-            return self._opened.get(id(part)) or opened[id(part)]
-
-        built = self._vlm._prompt([*self.messages, question], read, open_once)
+        # Pictures are kept as patches: a file that changes later does not change the past.
+        opened = [
+            ImagePart(self._vlm._open(part, read)) if isinstance(part, ImagePart) else part
+            for part in user_message(prompt, images).parts
+        ]
+        question = Message("user", tuple(opened))
+        built = self._vlm._prompt([*self.messages, question], read)
         if self._conversation is None or self._kv_bits != read.kv_bits:
             self._conversation, self._kv_bits = (
                 Conversation(self._vlm.model, read.kv_bits),
                 read.kv_bits,
             )
         chunks = self._vlm._answer(self._conversation, built, read, watch)
-        return self._remembered(chunks, question, opened, stops=bool(read.stop))
+        return self._remembered(chunks, question, stops=bool(read.stop))
 
     def _remembered(
         self,
         chunks: Iterator[Chunk],
         question: Message,
-        opened: dict[int, ImagePatches],
         *,
         stops: bool,
     ) -> Iterator[Chunk]:
@@ -318,7 +309,6 @@ class Chat:
                 tokens = tuple(i for chunk in heard for i in chunk.token_ids)
                 text = "".join(chunk.text for chunk in heard)
                 reply = TextPart(text) if stops else TokensPart(tokens)
-                self._opened |= opened
                 self.messages += [question, Message("assistant", (reply,))]
 
 

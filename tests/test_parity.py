@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import PIL
 import pytest
 
 from mlx_qwenvl import QwenVL, load
@@ -36,7 +37,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, QwenVL]:
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> GoldenCase:
-    return load_case(request.param)
+    loaded = load_case(request.param)
+    resized = any(width % 28 or height % 28 for _, width, height in loaded.pictures)
+    if resized and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("recorded with Pillow 13, whose bicubic differs from earlier ones")
+    return loaded
 
 
 def prompt_of(vlm: QwenVL, case: GoldenCase) -> Prompt:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_qwenvl.errors import PromptError
+from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -28,13 +29,13 @@ class ImagePart:
     """A picture of a message.
 
     Attributes:
-        source: Anything that `inputs/media.py` opens.
+        source: Anything that `inputs/media.py` opens, or a picture that is cut already.
         min_pixels: Least pixels after resizing, or None for the call's.
         max_pixels: Most pixels after resizing, or None for the call's.
         detail: "auto", "low" or "high", as in OpenAI's API; a pixel count goes before it.
     """
 
-    source: ImageSource
+    source: ImageSource | ImagePatches
     min_pixels: int | None = None
     max_pixels: int | None = None
     detail: str = "auto"

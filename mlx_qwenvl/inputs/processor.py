@@ -90,7 +90,7 @@ class Processor:
     def open(
         self, part: ImagePart, *, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> ImagePatches:
-        """Open a picture and cut it.
+        """Open a picture and cut it, unless that was done before.
 
         Args:
             part: The picture, whose own limits go first.
@@ -101,6 +101,8 @@ class Processor:
             MediaError: It cannot be read.
             OptionError: Limits that contradict each other.
         """
+        if isinstance(part.source, ImagePatches):
+            return part.source
         image = open_image(part.source)
         return image_patches(image, self.geometry, self._budget(part, min_pixels, max_pixels))
 
