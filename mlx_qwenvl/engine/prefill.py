@@ -69,20 +69,18 @@ def prefill(
     vision_s = time.perf_counter() - clock
     embeddings = model.embed(mx.array(prompt.token_ids[cached:]), features)
 
-    outputs = []
+    outputs: list[mx.array] = []
     for begin in range(cached, total, step):
         end = min(begin + step, total)
         hidden = model.model(embeddings[:, begin - cached : end - cached], conversation.cache)
-        outputs.append(model.logits(hidden if all_logits else hidden[:, -1:]))
+        if all_logits:
+            outputs.append(model.logits(hidden))
         if end < total:
-            # The unfinished step's logits are never evaluated, so they cost nothing.
-            mx.eval(
-                [layer.state for layer in conversation.cache], outputs[-1] if all_logits else []
-            )
+            mx.eval([layer.state for layer in conversation.cache], outputs[-1:])
             mx.clear_cache()
         if on_prefill is not None:
             on_prefill(end, total)
-    logits = mx.concatenate(outputs, axis=1) if all_logits else outputs[-1]
+    logits = mx.concatenate(outputs, axis=1) if all_logits else model.logits(hidden[:, -1:])
     return Prefilled(logits, cached, vision_s)
 
 
