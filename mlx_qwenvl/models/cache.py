@@ -9,7 +9,7 @@ Axes: B sequences, H key-value heads, T tokens stored, L tokens of one step, D a
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -59,45 +59,55 @@ class Positions:
         return np.concatenate([known, np.broadcast_to(after, (3, after.size))], axis=1)
 
 
-class LayerCache(Protocol):
-    """What one layer's attention asks of its cache."""
+class LayerCache:
+    """What one layer's attention asks of its cache, however keys and values are kept.
 
-    offset: int
-    positions: Positions
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [B, H, L, D]; give all of them [B, H, T, D]."""
-        ...
-
-    def trim(self, n: int) -> int:
-        """Forget the last n tokens; give how many were forgotten."""
-        ...
-
-    def make_mask(
-        self, length: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | str | None:
-        """What the next `length` tokens may see."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        ...
-
-    @property
-    def state(self) -> Any:
-        """Arrays to evaluate after a step."""
-        ...
-
-
-class KVCache:
-    """Keys and values of one layer in the dtype they come in."""
+    Args:
+        positions: Shared with the caches of the other layers.
+    """
 
     step = GROWTH
 
     def __init__(self, positions: Positions | None = None) -> None:
         self.offset = 0
         self.positions = Positions() if positions is None else positions
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values [B, H, L, D]; give all of them [B, H, T, D]."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> Any:
+        """The arrays that are kept, without spare room."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, spare room included."""
+        raise NotImplementedError
+
+    def is_trimmable(self) -> bool:
+        """Tokens can be forgotten from the end."""
+        return True
+
+    def trim(self, n: int) -> int:
+        """Forget the last n tokens; give how many were forgotten."""
+        n = min(self.offset, n)
+        self.offset -= n
+        return n
+
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        """Causal mask of the next `length` tokens, by name where no array is asked for."""
+        return causal_mask(length, self.offset, return_array, window_size)
+
+
+class KVCache(LayerCache):
+    """Keys and values of one layer in the dtype they come in."""
+
+    def __init__(self, positions: Positions | None = None) -> None:
+        super().__init__(positions)
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
@@ -123,29 +133,13 @@ class KVCache:
         self.keys, self.values = state
         self.offset = self.keys.shape[2]
 
-    def is_trimmable(self) -> bool:
-        """Tokens can be forgotten from the end."""
-        return True
-
-    def trim(self, n: int) -> int:
-        """Forget the last n tokens; give how many were forgotten."""
-        n = min(self.offset, n)
-        self.offset -= n
-        return n
-
-    def make_mask(
-        self, length: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | str | None:
-        """Causal mask of the next `length` tokens, by name where no array is asked for."""
-        return causal_mask(length, self.offset, return_array, window_size)
-
     @property
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
         return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
 
 
-class QuantizedKVCache:
+class QuantizedKVCache(LayerCache):
     """Keys and values of one layer in 8 or 4 bits per number.
 
     Attention sees them dequantized, one layer at a time.
@@ -156,11 +150,8 @@ class QuantizedKVCache:
         group_size: Numbers that share a scale; divides the head's width.
     """
 
-    step = GROWTH
-
     def __init__(self, positions: Positions, bits: int, group_size: int) -> None:
-        self.offset = 0
-        self.positions = positions
+        super().__init__(positions)
         self.bits = bits
         self.group_size = group_size
         self._stored: list[list[mx.array]] = []  # [keys, values] x [packed, scales, biases]
@@ -190,22 +181,6 @@ class QuantizedKVCache:
     def state(self) -> list[list[mx.array]]:
         """Packed numbers, scales and biases without spare room."""
         return [[array[..., : self.offset, :] for array in parts] for parts in self._stored]
-
-    def is_trimmable(self) -> bool:
-        """Tokens can be forgotten from the end."""
-        return True
-
-    def trim(self, n: int) -> int:
-        """Forget the last n tokens; give how many were forgotten."""
-        n = min(self.offset, n)
-        self.offset -= n
-        return n
-
-    def make_mask(
-        self, length: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | str | None:
-        """Causal mask of the next `length` tokens, by name where no array is asked for."""
-        return causal_mask(length, self.offset, return_array, window_size)
 
     @property
     def nbytes(self) -> int:
