@@ -28,8 +28,8 @@ from mlx.utils import tree_flatten
 from convert import convert
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.weights.hub import DEMO_FOLDER
 from mlx_qwenvl.weights.load import PATCH_EMBED
+from mlx_qwenvl.weights.resolve import DEMO_FOLDER
 
 SHARD_TENSORS = 120  # tensors of one file
 # Width, layers, MLP, heads, key-value heads, vocabulary, tied head.

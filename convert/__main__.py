@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_qwenvl.command import EXIT_OK, Parser, run
-from mlx_qwenvl.weights.hub import resolve_model
 from mlx_qwenvl.weights.quantize import RECIPES
+from mlx_qwenvl.weights.resolve import resolve_model
 
 from .convert import convert
 

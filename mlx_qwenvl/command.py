@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
 from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
+from mlx_qwenvl.weights.resolve import DOWNLOAD_THREAD
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -26,6 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(body: Callable[[], int], program: str) -> int:
     """Run a command line's body and turn what it raises into one line and an exit code."""
+    _open_standard_descriptors()
     try:
         return body()
     except (OptionError, PromptError) as error:
@@ -33,7 +36,9 @@ def run(body: Callable[[], int], program: str) -> int:
     except QwenVLError as error:
         return _fail(program, str(error), EXIT_ERROR)
     except KeyboardInterrupt:
-        return _fail(program, "interrupted", EXIT_INTERRUPTED)
+        _fail(program, "interrupted", EXIT_INTERRUPTED)
+        _leave_if_downloading(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader left, as `head` does. Point stdout elsewhere, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,7 +47,10 @@ def run(body: Callable[[], int], program: str) -> int:
         reason = error.strerror or type(error).__name__
         place = f": {error.filename}" if error.filename else ""
         return _fail(program, f"{reason}{place}", EXIT_ERROR)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # MLX says "Attempting to allocate ..." of a buffer that the GPU cannot hold.
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
         return _fail(
             program, "out of memory; lower --max-pixels or take a smaller model", EXIT_ERROR
         )
@@ -58,5 +66,27 @@ def announce_demo() -> None:
 
 
 def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
+
+
+def _open_standard_descriptors() -> None:
+    """Open what the caller has closed (`<&-`, `>&-`), or the next files take those descriptors.
+
+    A model's file at descriptor 0 is refused by MLX, and one at 1 would be written to.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free one, which is this
+
+
+def _leave_if_downloading(code: int) -> None:
+    """End the process now if a download that took no interruption would keep it for minutes."""
+    if not any(thread.name == DOWNLOAD_THREAD for thread in threading.enumerate()):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -11,15 +11,16 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, announce_demo, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
-from mlx_qwenvl.errors import PromptError
+from mlx_qwenvl.errors import MediaError, PromptError
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.vlm import load
 from mlx_qwenvl.weights.choice import default_model
-from mlx_qwenvl.weights.hub import DEMO
+from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl generate"
 DEFAULT_QUESTION = "Describe this image."
@@ -73,7 +74,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     images = _images(arguments)
     question = _question(arguments)
-    name = arguments.model or default_model()
+    name = default_model() if arguments.model is None else arguments.model
     vlm = load(
         name,
         dtype=arguments.dtype,
@@ -88,11 +89,14 @@ def _answer(arguments: argparse.Namespace) -> int:
             announce_demo()
         interrupted = _listen(stream, chunks, show=not arguments.json)
     if interrupted:
+        if arguments.json:
+            heard = "".join(chunk.text for chunk in chunks)
+            _print_json({"text": heard, "finish_reason": "interrupted", "model": name})
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     reply = Reply.of(chunks, name)
     if arguments.json:
-        print(json.dumps(reply.to_dict(), ensure_ascii=False))
+        _print_json(reply.to_dict())
     if arguments.verbose:
         _report(reply)
     return EXIT_OK
@@ -120,9 +124,13 @@ def _images(arguments: argparse.Namespace) -> list[ImageSource]:
     if arguments.image.count("-") > 1:
         raise PromptError("--image - was given more than once; standard input holds one picture")
     # Opened before the model is loaded, so that a wrong path is told at once.
-    return [
-        open_image(sys.stdin.buffer.read() if name == "-" else name) for name in arguments.image
-    ]
+    return [open_image(_piped_picture() if name == "-" else name) for name in arguments.image]
+
+
+def _piped_picture() -> bytes:
+    if sys.stdin is None:
+        raise MediaError("--image - reads a picture from standard input, which is closed")
+    return sys.stdin.buffer.read()
 
 
 def _question(arguments: argparse.Namespace) -> str:
@@ -194,6 +202,11 @@ def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool
         if show and chunks:
             print(flush=True)
     return False
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    is_utf8 = sys.stdout is not None and sys.stdout.encoding.lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=not is_utf8))
 
 
 def _report(reply: Reply) -> None:

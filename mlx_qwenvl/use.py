@@ -10,7 +10,7 @@ from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.weights.choice import VARIABLE, choose_model, default_model
 from mlx_qwenvl.weights.files import list_tensors
-from mlx_qwenvl.weights.hub import DEMO, SHORT_NAMES, resolve_model
+from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES, resolve_model
 
 PROGRAM = "mlx-qwenvl use"
 

@@ -39,8 +39,8 @@ from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.choice import default_model
-from mlx_qwenvl.weights.hub import resolve_model
 from mlx_qwenvl.weights.load import load_model
+from mlx_qwenvl.weights.resolve import resolve_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

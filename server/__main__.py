@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.vlm import load
+from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.resolve import resolve_model
 
 PROGRAM = "mlx-qwenvl serve"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,13 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise QwenVLError(
                 f"the server needs {error.name}; pip install 'mlx-qwenvl[server]'"
             ) from None
-        with ThreadPoolExecutor(1, thread_name_prefix="engine") as engine:
-            vlm = engine.submit(load, arguments.model, quantize=arguments.quantize).result()
-            app = create_app(vlm, engine)
-            uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+        name = default_model() if arguments.model is None else arguments.model
+        # A port that is taken is told before anything large is downloaded or loaded.
+        with _listener(arguments.host, arguments.port) as listener:
+            # Downloaded in this thread, which Ctrl-C reaches.
+            resolve_model(name, progress=sys.stderr.isatty())
+            with ThreadPoolExecutor(1, thread_name_prefix="engine") as engine:
+                vlm = engine.submit(load, name, quantize=arguments.quantize).result()
+                config = uvicorn.Config(create_app(vlm, engine), log_level="warning")
+                uvicorn.Server(config).run(sockets=[listener])
         return EXIT_OK
 
     return run(body, PROGRAM)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise OptionError(f"--port is {port}, expected a number from 0 to {2**16 - 1}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or "I/O error").split(" (")[0]  # Python adds the address
+        raise QwenVLError(f"{host}:{port} cannot be listened on: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def clean_environment(
     """No setting of whoever runs the tests reaches them, and nothing of theirs is written."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    home = tmp_path_factory.getbasetemp() / "home"
+    home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
 

@@ -245,6 +245,9 @@ def test_a_template_that_loses_or_adds_something_is_refused(
 
 
 def test_a_template_that_does_not_compile_is_the_checkpoints_fault(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="cannot be read as text"):
+        ChatTemplate.from_folder(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(CheckpointError, match="does not compile"):
         ChatTemplate.from_folder(tmp_path)

@@ -104,7 +104,7 @@ class ChatTemplate:
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder, or the family's own where it has none."""
         if (folder / "chat_template.jinja").exists():
-            return cls((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+            return cls(_read_text(folder / "chat_template.jinja"))
         for name in ("chat_template.json", "tokenizer_config.json"):
             if (folder / name).exists():
                 source = read_json(folder / name).get("chat_template")
@@ -262,6 +262,13 @@ def _tokens(pieces: list[_Piece], images: list[ImagePatches], tokenizer: Tokeniz
         else:
             ids.append(tokenizer.special_ids[piece.content])
     return Prompt(np.array(ids, dtype=np.int32), tuple(slots))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{file} cannot be read as text") from None
 
 
 def _refuse_messages(reason: str) -> NoReturn:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_qwenvl.errors import CheckpointError, QwenVLError
 from mlx_qwenvl.json_file import read_json
-from mlx_qwenvl.weights.hub import DEMO
+from mlx_qwenvl.weights.resolve import DEMO
 
 VARIABLE = "MLX_QWENVL_MODEL"
 
@@ -35,7 +35,10 @@ def default_model() -> str:
     file = settings_file()
     if not file.exists():
         return DEMO
-    model = read_json(file).get("model")
+    try:
+        model = read_json(file).get("model")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; `mlx-qwenvl use NAME` writes it anew") from None
     if not isinstance(model, str) or not model:
         raise CheckpointError(f"{file} names no model; run `mlx-qwenvl use NAME`")
     return model
@@ -49,14 +52,16 @@ def choose_model(name: str) -> Path:
     """
     file = settings_file()
     try:
+        settings = read_json(file)
+    except CheckpointError:  # there is none yet, or it is damaged and made anew
+        settings = {}
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        settings = read_json(file) if file.exists() else {}
         # Written aside and renamed, so that a full disk cannot leave half a file.
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix=file.name, delete=False, encoding="utf-8"
-        ) as draft:
-            json.dump(settings | {"model": name}, draft, indent=2)
-        os.replace(draft.name, file)
+        with tempfile.TemporaryDirectory(prefix=".settings-", dir=file.parent) as aside:
+            draft = Path(aside) / file.name
+            draft.write_text(json.dumps(settings | {"model": name}, indent=2), encoding="utf-8")
+            os.replace(draft, file)
     except OSError as error:
         raise QwenVLError(f"{file} cannot be written: {error.strerror}") from None
     return file

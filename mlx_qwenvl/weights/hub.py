@@ -1,113 +1,149 @@
-"""A model's name becomes a folder on this machine.
+"""Model folders from the Hugging Face Hub: the copy that is here, or a download.
 
-A name is `demo` (the model inside this package), a folder, a short name such as `2b`, or a
-Hugging Face repository. What has been downloaded is used without asking the network again;
-nothing that was not named is ever downloaded, and nothing falls back to another model.
+Downloads resume, honour offline mode and the cache's place, and hold no pickles and no code.
 """
 
 from __future__ import annotations
 
-import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from huggingface_hub import errors, snapshot_download, utils
 
 from mlx_qwenvl.errors import CheckpointError, ModelNotFound
 from mlx_qwenvl.weights.files import list_tensors
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"
-
-SHORT_NAMES = {
-    short: f"mlx-community/Qwen2-VL-{size.upper()}-Instruct-{bits}bit"
-    for size in ("2b", "7b", "72b")
-    for bits in (4, 8)
-    for short in ([f"{size}-{bits}bit", size] if bits == 4 else [f"{size}-{bits}bit"])
-}
-
 # Weights, their index, and the small files beside them; no pickles and no code.
 WANTED_FILES = ["model*.safetensors", "*.json", "*.jinja"]
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+INTERRUPT_PATIENCE = 3.0  # seconds that an interrupted download gets to clear up
 
 
-def resolve_model(name: str, *, progress: bool = False) -> Path:
-    """Folder of a model, downloaded if it has to be.
-
-    Args:
-        name: See above.
-        progress: Show a bar while downloading.
-
-    Raises:
-        ModelNotFound: The name leads nowhere, or the repository cannot be reached.
-    """
-    if name == DEMO:
-        return DEMO_FOLDER
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise ModelNotFound(f"{name} is a file, expected a folder with config.json and weights")
-    repository = SHORT_NAMES.get(name.lower(), name)
-    if not _REPOSITORY.fullmatch(repository) or name.startswith((".", "~")):
-        raise ModelNotFound(
-            f"no model {name!r}: expected a folder, a Hugging Face name such as owner/model, or "
-            f"one of {', '.join([DEMO, *SHORT_NAMES])}"
-        )
-    return _cached(repository) or _download(repository, progress)
-
-
-def _cached(repository: str) -> Path | None:
+def cached(repository: str) -> Path | None:
     """The complete copy in Hugging Face's cache, if there is one."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         folder = Path(
             snapshot_download(repository, local_files_only=True, allow_patterns=WANTED_FILES)
         )
         list_tensors(folder)
-    except (LocalEntryNotFoundError, CheckpointError):
+    except errors.HFValidationError:
+        raise ModelNotFound(f"no model {repository!r}: the Hub allows no such name") from None
+    except (errors.LocalEntryNotFoundError, CheckpointError):
         return None
-    return folder if (folder / "config.json").exists() else None
+    # Older clients give a folder whose download was broken off as if it were complete.
+    complete = all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
+    return folder if complete else None
 
 
-def _download(repository: str, progress: bool) -> Path:
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
+def download(repository: str, *, progress: bool, thread_name: str) -> Path:
+    """Download a repository's weights and the small files beside them.
+
+    Args:
+        repository: `owner/model`.
+        progress: Show bars.
+        thread_name: Of the thread that downloads, which may outlive an interruption.
+
+    Raises:
+        ModelNotFound: The Hub refuses, or cannot be reached.
+    """
+    stop = threading.Event()
+    bars: list[Bar] = []
+
+    class Bar(utils.tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if stop.is_set():  # every part of every file comes by here
+                raise InterruptedError("the download was interrupted")
+            shown: bool | None = super().update(n)
+            return shown
+
+    def fetch() -> str:
+        return snapshot_download(repository, allow_patterns=WANTED_FILES, tqdm_class=Bar)
 
     try:
-        with _bars(progress):
-            return Path(snapshot_download(repository, allow_patterns=WANTED_FILES))
-    except hub.GatedRepoError:
-        reason = "access is restricted; accept its terms on the Hub, then run `hf auth login`"
-    except hub.RepositoryNotFoundError:
-        reason = "the Hub has no such repository, or it is private; `hf auth login` if it is yours"
-    except hub.OfflineModeIsEnabled:
-        reason = "it is not downloaded yet and HF_HUB_OFFLINE is set"
-    except hub.LocalEntryNotFoundError:
-        reason = "it is not downloaded yet and the Hub cannot be reached"
-    except OSError as error:  # includes the Hub's HTTP errors
-        reason = str(error.strerror or error).strip().split("\n")[0]
+        with _quiet(not progress):
+            return Path(_interruptible(fetch, stop, thread_name))
+    except errors.HfHubHTTPError as error:
+        reason = _refusal(error)
+    except OSError as error:  # nothing is cached, or the disk is at fault
+        reason = _failure(error)
     except Exception as error:  # the HTTP library's own errors, of several generations
         if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
             raise
         reason = f"the Hub cannot be reached ({type(error).__name__})"
-    raise ModelNotFound(f"model {repository!r} cannot be downloaded: {reason}")
+    finally:
+        for bar in bars:  # those left open would be drawn once more over what is printed next
+            bar.close()
+    raise ModelNotFound(f"model {repository!r} cannot be downloaded: {reason}") from None
+
+
+def _refusal(error: Any) -> str:
+    """What an answer of the Hub that is no file means."""
+    if isinstance(error, errors.GatedRepoError):
+        return "access is restricted; accept its terms on the Hub, then run `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub has no such repository, or it is private; `hf auth login` if it is yours"
+    known = {status.value: f" ({status.phrase})" for status in HTTPStatus}
+    status = error.response.status_code
+    advice = "; renew your token with `hf auth login`" if status == HTTPStatus.UNAUTHORIZED else ""
+    return f"the Hub answered {status}{known.get(status, '')}{advice}"
+
+
+def _failure(error: OSError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _refusal(cause)
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return "it is not downloaded yet and HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "it is not downloaded yet and the Hub cannot be reached"
+    return str(error.strerror or error).strip().split("\n")[0]
+
+
+def _interruptible(fetch: Callable[[], str], stop: threading.Event, thread_name: str) -> str:
+    """Run a download in a thread of its own, so that Ctrl-C ends it.
+
+    In the main thread the Hub's client would first finish all files that it has begun.
+    """
+    done: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(fetch())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=work, name=thread_name, daemon=True)
+    thread.start()
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        stop.set()
+        thread.join(INTERRUPT_PATIENCE)
+        raise
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    from huggingface_hub import utils
-
-    hidden_before = utils.are_progress_bars_disabled()
-    if not shown:
-        utils.disable_progress_bars()
+def _quiet(is_quiet: bool) -> Iterator[None]:
+    """Keep the Hub's client from writing bars and warnings, or let it."""
+    if not is_quiet:
+        yield
+        return
+    had_bars = not utils.are_progress_bars_disabled()
+    verbosity = utils.logging.get_verbosity()
+    utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
     try:
         yield
     finally:
-        if not shown and not hidden_before:
+        utils.logging.set_verbosity(verbosity)
+        if had_bars:
             utils.enable_progress_bars()

@@ -1,0 +1,62 @@
+"""A model's name becomes a folder on this machine.
+
+A name is `demo` (the model inside this package), a folder, a short name such as `2b`, or a
+Hugging Face repository. What has been downloaded is used without asking the network again;
+nothing that was not named is ever downloaded, and nothing falls back to another model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mlx_qwenvl.errors import ModelNotFound
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+
+SHORT_NAMES = {
+    short: f"mlx-community/Qwen2-VL-{size.upper()}-Instruct-{bits}bit"
+    for size in ("2b", "7b", "72b")
+    for bits in (4, 8)
+    for short in ([f"{size}-{bits}bit", size] if bits == 4 else [f"{size}-{bits}bit"])
+}
+
+DOWNLOAD_THREAD = "mlx-qwenvl-download"  # name of the thread that a download runs in
+SHOWN_LENGTH = 100  # characters of a name in messages
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def resolve_model(name: str, *, progress: bool = False) -> Path:
+    """Folder of a model, downloaded if it has to be.
+
+    Args:
+        name: See above.
+        progress: Show a bar while downloading.
+
+    Raises:
+        ModelNotFound: The name leads nowhere, or the repository cannot be reached.
+    """
+    if name == DEMO:
+        return DEMO_FOLDER
+    # os.path, unlike Path, answers for names that cannot be paths at all.
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.isfile(path):
+        raise ModelNotFound(f"{name} is a file, expected a folder with config.json and weights")
+    repository = SHORT_NAMES.get(name.lower(), name)
+    if not _REPOSITORY.fullmatch(repository) or name.startswith((".", "~")):
+        name = name if len(name) <= SHOWN_LENGTH else f"{name[:SHOWN_LENGTH]}..."
+        raise ModelNotFound(
+            f"no model {name!r}: expected a folder, a Hugging Face name such as owner/model, or "
+            f"one of {', '.join([DEMO, *SHORT_NAMES])}"
+        )
+    # Imported late: the Hub's client costs a tenth of a second that a folder does not need.
+    from mlx_qwenvl.weights.hub import cached, download
+
+    return cached(repository) or download(
+        repository, progress=progress, thread_name=DOWNLOAD_THREAD
+    )
