@@ -1,1 +1,1 @@
-"""Logits to tokens: options, sampling, sessions, prefill and the decode step."""
+"""Logits to tokens: options, sampling, conversations, prefill and the decode step."""
