@@ -338,5 +338,6 @@ def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[i
 
 def _wire_memory() -> None:
     """Keep weights resident on a Mac, so that the first token after a pause is not slow."""
-    if mx.metal.is_available():
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    limit = mx.device_info().get("max_recommended_working_set_size")
+    if mx.metal.is_available() and limit:
+        mx.set_wired_limit(int(limit))
