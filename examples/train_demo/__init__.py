@@ -1,0 +1,1 @@
+"""Training of the embedded demo model: drawn scenes, questions about them, a tiny Qwen2-VL."""
