@@ -1,0 +1,115 @@
+"""The embedded model: what its card promises, on pictures drawn with seeds that training never saw.
+
+A family's floor is what the card reports less what chance may take from 40 questions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from examples.train_demo.questions import FAMILIES, held_out
+from examples.train_demo.scenes import TRAINED_FONTS, load_font
+from mlx_qwenvl import QwenVL, load
+from mlx_qwenvl.weights.resolve import DEMO_FOLDER
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "images"
+QUESTIONS = 40  # of each family
+MAX_FOLDER_BYTES = 8 * 1024**2
+
+FLOORS = {
+    "color_it": 0.95,
+    "shape_it": 0.95,
+    "where_it": 0.95,
+    "describe_1": 0.95,
+    "color": 0.92,
+    "shape": 0.92,
+    "where": 0.92,
+    "at": 0.88,
+    "background": 0.92,
+    "count_all": 0.82,
+    "count": 0.72,
+    "count_color": 0.8,
+    "caption": 0.85,
+    "describe_2": 0.9,
+    "describe_3": 0.78,
+    "exist": 0.95,
+    "exist_color": 0.92,
+    "exist_named": 0.92,
+    "is_color": 0.92,
+    "relation": 0.85,
+    "which": 0.92,
+    "ith": 0.92,
+    "same_shape": 0.92,
+    "same_color": 0.92,
+    "count_images": 0.95,
+    "talk": 0.95,
+    "read_1_digits": 0.92,
+    "read_2_digits": 0.85,
+    "read_3_digits": 0.6,
+    "read_word": 0.88,
+}
+
+# The README's picture and its neighbours, with what they show.
+SHOWN = {
+    "shapes.png": (
+        "Describe this image.",
+        "The image shows two shapes on a white background. There is a red circle at the top left. "
+        "There is a blue square at the right.",
+    ),
+    "three.png": (
+        "What is shown in this image?",
+        "The image shows a green triangle, a yellow star and a purple heart.",
+    ),
+    "star.png": ("What is in this image?", "The image shows a green star."),
+    "number.png": ("What number is this?", "The number is 328."),
+    "word.png": ("Read the text.", 'The text says "STOP".'),
+}
+
+
+def right(vlm: QwenVL, family: str) -> float:
+    """Share of held-out questions that are answered word for word."""
+    asked = held_out(family, seed=2026, n=QUESTIONS)
+    answers = [
+        vlm.generate(question, images=images, temperature=0, max_tokens=80).text
+        for images, question, _ in asked
+    ]
+    return sum(a == e for a, (_, _, e) in zip(answers, asked, strict=True)) / QUESTIONS
+
+
+def needs_dejavu() -> None:
+    """Skip where the fonts that the card's figures were measured with are not installed."""
+    try:
+        load_font(TRAINED_FONTS[0], 20, strict=True)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("family", FLOORS)
+def test_held_out_questions_are_answered_as_the_card_says(demo: QwenVL, family: str) -> None:
+    if FAMILIES[family] == "text":
+        needs_dejavu()
+    assert right(demo, family) >= FLOORS[family]
+
+
+@pytest.mark.parametrize(("recipe", "floor"), [("8bit", 0.92), ("4bit", 0.85)])
+def test_quantized_it_still_finds_things(recipe: str, floor: float) -> None:
+    assert right(load("demo", quantize=recipe), "where") >= floor
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_examples_are_answered_as_the_readme_says(demo: QwenVL, name: str) -> None:
+    question, expected = SHOWN[name]
+    reply = demo.generate(question, images=[EXAMPLES / name], temperature=0)
+    assert (reply.text, reply.finish_reason) == (expected, "stop")
+
+
+def test_it_fits_into_the_package() -> None:
+    files = [file for file in DEMO_FOLDER.iterdir() if file.is_file()]
+    assert {"config.json", "model.safetensors", "MODEL_CARD.md"} <= {file.name for file in files}
+    assert sum(file.stat().st_size for file in files) < MAX_FOLDER_BYTES
+
+
+def test_it_says_what_it_is(demo: QwenVL) -> None:
+    assert "demo model" in demo.generate("Who are you?", temperature=0).text
