@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mlx_qwenvl.inputs.image import smart_resize
+
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
 
@@ -164,23 +166,14 @@ def is_held_out_text(text: str) -> bool:
     return len(text) > 1 and text.isdigit() and zlib.crc32(text.encode()) % 10 == 0
 
 
-def smart_resize(height: int, width: int) -> tuple[int, int]:
-    """(height, width) that the image processor chooses: multiples of 28 in the pixel budget."""
-    rows, columns = round(height / CELL) * CELL, round(width / CELL) * CELL
-    if rows * columns > MAX_PIXELS:
-        scale = math.sqrt(height * width / MAX_PIXELS)
-        rows = max(CELL, math.floor(height / scale / CELL) * CELL)
-        columns = max(CELL, math.floor(width / scale / CELL) * CELL)
-    elif rows * columns < MIN_PIXELS:
-        scale = math.sqrt(MIN_PIXELS / (height * width))
-        rows = math.ceil(height * scale / CELL) * CELL
-        columns = math.ceil(width * scale / CELL) * CELL
-    return rows, columns
+def fitted_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) that the image processor chooses within the demo's pixel budget."""
+    return smart_resize(height, width, CELL, MIN_PIXELS, MAX_PIXELS)
 
 
 def fitted(image: Image.Image) -> np.ndarray:
     """Pixels [H, W, 3] uint8 of a picture after the processor's bicubic resize."""
-    height, width = smart_resize(image.height, image.width)
+    height, width = fitted_size(image.height, image.width)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
@@ -210,7 +203,7 @@ def draw_shapes(
     background = rng.choice([name for name in BACKGROUNDS if name != color])
     if canvas is None and rng.random() < 0.3:
         width, height = rng.choice(LARGE_DRAWINGS)
-        rows, columns = smart_resize(height, width)
+        rows, columns = fitted_size(height, width)
         canvas = (columns, rows)
     else:
         sizes, weights = [size for size, _ in canvases], [weight for _, weight in canvases]
@@ -371,7 +364,7 @@ def _kinds(
 def _drawn_size(rng: random.Random, canvas: tuple[int, int]) -> tuple[int, int]:
     """A size that the processor resizes to `canvas`: itself, or some pixels off."""
     width, height = canvas[0] + rng.randint(-13, 13), canvas[1] + rng.randint(-13, 13)
-    if rng.random() < 0.6 or smart_resize(height, width) != (canvas[1], canvas[0]):
+    if rng.random() < 0.6 or fitted_size(height, width) != (canvas[1], canvas[0]):
         return canvas
     return width, height
 
