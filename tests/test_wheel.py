@@ -45,7 +45,8 @@ def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     own_pip = find_spec("pip") is None  # as where uv made this environment; making one takes long
     venv.create(folder, with_pip=own_pip, symlinks=True)
-    paths = sysconfig.get_paths("venv", {"base": str(folder), "platbase": str(folder)})
+    scheme = "venv" if "venv" in sysconfig.get_scheme_names() else "posix_prefix"  # before 3.11
+    paths = sysconfig.get_paths(scheme, {"base": str(folder), "platbase": str(folder)})
     # Folders named in a .pth are searched after the environment's own and their .pth are not read,
     # so an editable install of the checkout does not come along.
     dependencies = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
