@@ -1,9 +1,10 @@
 """OpenBLAS for MLX's CPU backend, loaded before MLX is.
 
-MLX's Linux wheel brings the reference BLAS, which runs at about 1 GFLOP/s; with OpenBLAS it is
-some forty times that. A library that is loaded globally before MLX takes the place of the wheel's
-own, one that comes later does not. That is why this module, alone in this package, acts when it
-is imported. `MLX_QWENVL_OPENBLAS=off` turns it off; without OpenBLAS everything still works.
+MLX's Linux wheel brings the reference BLAS; on two cores OpenBLAS multiplies float32 matrices
+some thirty times faster. A library that is loaded globally before MLX takes the place of the
+wheel's own, one that comes later does not. That is why this module, alone in this package, acts
+when it is imported. `MLX_QWENVL_OPENBLAS=off` turns it off; without OpenBLAS everything still
+works.
 """
 
 from __future__ import annotations
