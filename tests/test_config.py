@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def test_a_folder_without_configuration_is_told(tmp_path: Path) -> None:
         Config.from_folder(tmp_path)
 
 
-def test_the_quantization_statement_is_kept() -> None:
+def test_mlx_quantization_is_no_obstacle() -> None:
     statement = {"group_size": 64, "bits": 4}
-    raw = hub_config("2B") | {"quantization": statement}
-    assert Config.from_dict(json.loads(json.dumps(raw))).quantization == statement
+    raw = hub_config("2B") | {"quantization": statement, "quantization_config": statement}
+    assert Config.from_dict(raw) == Config.from_dict(hub_config("2B"))

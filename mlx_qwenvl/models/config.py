@@ -97,7 +97,6 @@ class Config:
         video_token_id: Id that fills a video's slots in a prompt.
         vision_start_token_id: Id before the slots of a picture.
         vision_end_token_id: Id after them.
-        quantization: The checkpoint's own statement on its quantized modules, or an empty mapping.
     """
 
     vision: VisionConfig
@@ -106,7 +105,6 @@ class Config:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    quantization: Mapping[str, Any]
 
     @classmethod
     def from_folder(cls, folder: Path) -> Config:
@@ -130,6 +128,7 @@ class Config:
                 f"this is a {model_type!r} checkpoint; only {MODEL_TYPE!r} models are supported"
             )
         root = _Reader(raw, "")
+        _refuse_other_quantization(root)
         text = root.section("text_config") if "text_config" in raw else root
         config = cls(
             vision=_vision(root.section("vision_config")),
@@ -138,7 +137,6 @@ class Config:
             video_token_id=root.integer("video_token_id"),
             vision_start_token_id=root.integer("vision_start_token_id"),
             vision_end_token_id=root.integer("vision_end_token_id"),
-            quantization=_quantization(root),
         )
         _check(config)
         return config
@@ -184,19 +182,14 @@ def _text(root: _Reader, text: _Reader) -> TextConfig:
     )
 
 
-def _quantization(root: _Reader) -> Mapping[str, Any]:
-    """MLX's statement; `quantization_config` is read only where it has MLX's form."""
-    for key in ("quantization", "quantization_config"):
-        value = root.raw.get(key)
-        if not isinstance(value, dict):
-            continue
-        if "quant_method" in value:
-            raise CheckpointError(
-                f"the checkpoint is quantized with {value['quant_method']!r}; "
-                "only MLX quantization or full precision can be loaded"
-            )
-        return value
-    return {}
+def _refuse_other_quantization(root: _Reader) -> None:
+    """MLX's own formats are told from the tensors' shapes; other tools name their method."""
+    stated = root.raw.get("quantization_config")
+    if isinstance(stated, dict) and "quant_method" in stated:
+        raise CheckpointError(
+            f"the checkpoint is quantized with {stated['quant_method']!r}; "
+            "only MLX quantization or full precision can be loaded"
+        )
 
 
 def _check(config: Config) -> None:
