@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import shutil
 import sys
@@ -28,7 +29,7 @@ from mlx.utils import tree_flatten
 from convert import convert
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.weights.load import PATCH_EMBED
+from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.resolve import DEMO_FOLDER
 
 SHARD_TENSORS = 120  # tensors of one file
@@ -39,8 +40,14 @@ SIZES = {
 }
 
 
-def write(folder: Path, size: str) -> None:
-    """Write a checkpoint of a published shape with the demo's tokenizer and template."""
+def write(folder: Path, size: str, shards: int | None = None) -> None:
+    """Write a checkpoint of a published shape with the demo's tokenizer and template.
+
+    Args:
+        folder: A folder that does not exist yet.
+        size: One of `SIZES`.
+        shards: Number of files; by default one for every `SHARD_TENSORS` tensors.
+    """
     hidden, layers, mlp, heads, kv_heads, vocabulary, tied = SIZES[size]
     raw: dict[str, Any] = json.loads((DEMO_FOLDER / "config.json").read_text())
     raw |= {
@@ -73,8 +80,9 @@ def write(folder: Path, size: str) -> None:
     del shapes[f"{PATCH_EMBED}.bias"]
     shapes[f"{PATCH_EMBED}.weight"] = (1280, 3, 2, 14, 14)
     names = list(shapes)
-    for number, begin in enumerate(range(0, len(names), SHARD_TENSORS)):
-        part = {n: _random(n, shapes[n]) for n in names[begin : begin + SHARD_TENSORS]}
+    count = SHARD_TENSORS if shards is None else math.ceil(len(names) / shards)
+    for number, begin in enumerate(range(0, len(names), count)):
+        part = {n: _random(n, shapes[n]) for n in names[begin : begin + count]}
         mx.save_safetensors(str(folder / f"model-{number:03}.safetensors"), part)
         mx.clear_cache()
 

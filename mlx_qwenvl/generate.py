@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
     p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
     p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
+    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
+    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
     p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
     p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -79,6 +81,8 @@ def _answer(arguments: argparse.Namespace) -> int:
         name,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
+        topology=arguments.topology,
+        variant=arguments.variant,
         progress=sys.stderr.isatty(),
     )
     chunks: list[Chunk] = []

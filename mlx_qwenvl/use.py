@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import VARIABLE, choose_model, default_model
-from mlx_qwenvl.weights.files import list_tensors
 from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES, resolve_model
 
 PROGRAM = "mlx-qwenvl use"
@@ -31,12 +31,12 @@ def _use(name: str | None) -> int:
     if name is None:
         print(default_model())
         return EXIT_OK
-    folder = resolve_model(name, progress=sys.stderr.isatty())
-    Config.from_folder(folder)
-    list_tensors(folder)
-    # A folder is remembered by its full path, so that it is found from anywhere.
-    is_path = name != DEMO and Path(name).expanduser().is_dir()
-    kept = str(folder.resolve()) if is_path else name
+    found = resolve_model(name, progress=sys.stderr.isatty())
+    with open_bundle(found) as bundle:
+        Config.from_folder(bundle.folder)
+    # A folder or file is remembered by its full path, so that it is found from anywhere.
+    is_path = name != DEMO and Path(name).expanduser().exists()
+    kept = str(found.resolve()) if is_path else name
     file = choose_model(kept)
     print(f"{kept} answers from now on ({file})", file=sys.stderr)
     return EXIT_OK

@@ -38,9 +38,13 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.load import load_model
+from mlx_qwenvl.weights.plan import make_plan
+from mlx_qwenvl.weights.recipes import read_recipe
 from mlx_qwenvl.weights.resolve import resolve_model
+from mlx_qwenvl.weights.topology import Topology
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,33 +59,46 @@ def load(
     *,
     dtype: str | None = None,
     quantize: str | None = None,
+    topology: str | Path | None = None,
+    variant: str | None = None,
     progress: bool = False,
 ) -> QwenVL:
     """Load a model.
 
     Args:
-        model: `demo`, a folder, a short name such as `2b`, or a Hugging Face name. By default
-            `$MLX_QWENVL_MODEL`, else what `mlx-qwenvl use` chose, else `demo`.
+        model: `demo`, a folder, a single-file model, a short name such as `2b`, or a Hugging Face
+            name. By default `$MLX_QWENVL_MODEL`, else what `mlx-qwenvl use` chose, else `demo`.
         dtype: "float32", "float16" or "bfloat16" for weights and activations; by default what
             suits the device.
         quantize: Quantize the decoder in place: "4bit", "8bit", "mxfp4", ...
+        topology: A YAML file that says which parts to quantize otherwise (`docs/topology.md`).
+        variant: Which of several stored quantizations to take; by default the model's first.
         progress: Show a bar on stderr while downloading.
 
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
-        OptionError: An unknown dtype or quantization.
+        OptionError: An unknown dtype, quantization or variant, or a bad topology.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
-    folder = resolve_model(name, progress=progress)
-    config = Config.from_folder(folder)
-    processor = Processor.from_folder(folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    template = ChatTemplate.from_folder(folder)
-    file = folder / "generation_config.json"
-    generation = read_json(file) if file.exists() else {}
-    network = load_model(folder, config, processor.normalization, dtype=dtype, quantize=quantize)
+    rules = None if topology is None else Topology.from_file(Path(topology))
+    recipe = read_recipe(quantize or "none")
+    path = resolve_model(name, variant, progress=progress)
+    with open_bundle(path, variant) as bundle:
+        folder = bundle.folder
+        config = Config.from_folder(folder)
+        plan = make_plan(config, recipe, topology=rules)
+        for note in plan.notes:
+            log.warning(note)
+        processor = Processor.from_folder(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        template = ChatTemplate.from_folder(folder)
+        file = folder / "generation_config.json"
+        generation = read_json(file) if file.exists() else {}
+        network = load_model(
+            bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
+        )
     _wire_memory()
     return QwenVL(
         name, network, tokenizer, template, processor, generation, time.perf_counter() - begin

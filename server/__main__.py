@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--host", default="127.0.0.1", help="loopback address to listen on")
     p.add_argument("--port", type=int, default=8000, metavar="N")
     p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, ...")
+    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
+    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
     arguments = p.parse_args(argv)
 
     def body() -> int:
@@ -43,9 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A port that is taken is told before anything large is downloaded or loaded.
         with _listener(arguments.host, arguments.port) as listener:
             # Downloaded in this thread, which Ctrl-C reaches.
-            resolve_model(name, progress=sys.stderr.isatty())
+            resolve_model(name, arguments.variant, progress=sys.stderr.isatty())
             with ThreadPoolExecutor(1, thread_name_prefix="engine") as engine:
-                vlm = engine.submit(load, name, quantize=arguments.quantize).result()
+                vlm = engine.submit(
+                    load,
+                    name,
+                    quantize=arguments.quantize,
+                    topology=arguments.topology,
+                    variant=arguments.variant,
+                ).result()
                 config = uvicorn.Config(create_app(vlm, engine), log_level="warning")
                 uvicorn.Server(config).run(sockets=[listener])
         return EXIT_OK

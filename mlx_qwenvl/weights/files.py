@@ -1,4 +1,4 @@
-"""The tensors of a model folder, found and checked without reading them.
+"""The tensors of safetensors files, found and checked without reading them.
 
 Every file's header is validated against the file's length before anything is built, so that a
 truncated or foreign file is one clear error and not a crash in the middle of a load.
@@ -6,10 +6,14 @@ truncated or foreign file is one clear error and not a crash in the middle of a 
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_qwenvl.errors import CheckpointError
@@ -19,6 +23,16 @@ from mlx_qwenvl.weights.names import canonical, is_derived
 INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
 PACKED = "U32"  # quantized weights
+LENGTH_BYTES = 8  # at the beginning of a file, little-endian: the length of its header
+
+DTYPES = {
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+}
+_NUMPY_DTYPES = {2: np.uint16, 4: np.uint32, 1: np.uint8}  # by bytes of one item
 
 
 @dataclass(frozen=True)
@@ -30,12 +44,21 @@ class StoredTensor:
         key: Its name in that file.
         shape: Its shape.
         dtype: Its safetensors dtype, such as "BF16".
+        begin: Where its bytes begin in the file.
+        nbytes: How many they are.
     """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    begin: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -45,27 +68,84 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
         CheckpointError: No weights, only pickled ones, a missing or broken file, or two tensors of
             one name.
     """
+    return by_canonical_name(t for file in weight_files(folder) for t in read_header(file))
+
+
+def by_canonical_name(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by their names here, whatever dialect and prefix they are stored under.
+
+    Raises:
+        CheckpointError: Two of them have one name.
+    """
     found: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
-        for tensor in _header(file):
-            name = canonical(tensor.key)
-            if is_derived(name):
-                continue
-            if name in found:
-                raise CheckpointError(f"{name} is stored twice: in {found[name].file} and {file}")
-            found[name] = tensor
+    for tensor in tensors:
+        name = canonical(tensor.key.rpartition("/")[2])
+        if is_derived(name):
+            continue
+        if name in found:
+            first, second = found[name].file, tensor.file
+            raise CheckpointError(f"{name} is stored twice: in {first} and {second}")
+        found[name] = tensor
     return found
 
 
 def open_file(file: Path) -> dict[str, mx.array]:
     """The tensors of a weights file, each read when it is first evaluated."""
-    opened = mx.load(str(file))
+    opened = mx.load(str(file), format="safetensors")
     assert isinstance(opened, dict), "a safetensors file is a mapping"
     return opened
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Files to read: those of the index where there is one, else every safetensors file."""
+def read_rows(tensor: StoredTensor, begin: int, end: int) -> mx.array:
+    """Some rows of a tensor, read from the disk now.
+
+    Unlike an array of `open_file`, which is always read whole, this holds only what was asked for.
+
+    Args:
+        tensor: Its dtype is one of `DTYPES`.
+        begin: First row, along the first axis.
+        end: The row after the last.
+
+    Raises:
+        CheckpointError: The file ends too early, or has a dtype that no checkpoint has.
+    """
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(f"{tensor.key} has dtype {tensor.dtype}, expected floats")
+    row_bytes = tensor.nbytes // tensor.shape[0]
+    raw = _read(tensor.file, tensor.begin + begin * row_bytes, (end - begin) * row_bytes)
+    dtype = DTYPES[tensor.dtype]
+    items = np.frombuffer(raw, dtype=_NUMPY_DTYPES[dtype.size])
+    return mx.array(items.reshape(end - begin, *tensor.shape[1:])).view(dtype)
+
+
+def read_bytes(tensor: StoredTensor) -> bytes:
+    """A tensor's bytes as they are stored.
+
+    Raises:
+        CheckpointError: The file ends too early.
+    """
+    return bytes(_read(tensor.file, tensor.begin, tensor.nbytes))
+
+
+def _read(file: Path, begin: int, nbytes: int) -> bytearray:
+    buffer = bytearray(nbytes)
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(begin)
+        got = 0
+        while got < nbytes:
+            count = opened.readinto(memoryview(buffer)[got:])
+            if not count:
+                raise CheckpointError(f"{file} was cut short while it was read")
+            got += count
+    return buffer
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files to read: those of the index where there is one, else every safetensors file.
+
+    Raises:
+        CheckpointError: There are none, or some are missing.
+    """
     if (folder / INDEX_FILE).exists():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -73,13 +153,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{folder / INDEX_FILE} names a file outside its folder")
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {missing[0]}"
-                + (f" and {len(missing) - 1} more weight files" if len(missing) > 1 else "")
-            )
-        return [folder / name for name in names]
+        return existing(folder, names)
     files = sorted(folder.glob("model*.safetensors"))
     if files:
         return files
@@ -91,14 +165,34 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no weights; expected model*.safetensors")
 
 
-def _header(file: Path) -> list[StoredTensor]:
+def existing(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Paths of files that must be there.
+
+    Raises:
+        CheckpointError: Some are not.
+    """
+    files = [folder / name for name in names]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more weight files" if len(missing) > 1 else "")
+        )
+    return files
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """What a safetensors file holds, in the order of its bytes.
+
+    Raises:
+        CheckpointError: The file cannot be read, is damaged or was cut short.
+    """
     try:
-        with safe_open(file, framework="numpy") as opened:
-            tensors = []
-            for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                entry = opened.get_slice(key)
-                tensors.append(StoredTensor(file, key, tuple(entry.get_shape()), entry.get_dtype()))
-            return tensors
+        with safe_open(file, framework="numpy"):  # checks every offset against the file's length
+            pass
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
+            entries = json.loads(opened.read(length))
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} is damaged or was cut short ({_reason(error)}); "
@@ -106,6 +200,19 @@ def _header(file: Path) -> list[StoredTensor]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or 'I/O error'}") from None
+    tensors = []
+    for key, entry in entries.items():
+        if key != "__metadata__":
+            begin, end = (LENGTH_BYTES + length + offset for offset in entry["data_offsets"])
+            shape = tuple(entry["shape"])
+            tensors.append(StoredTensor(file, key, shape, entry["dtype"], begin, end - begin))
+    return sorted(tensors, key=lambda tensor: tensor.begin)
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The free texts in a checked safetensors file's header."""
+    with safe_open(file, framework="numpy") as opened:
+        return dict(opened.metadata() or {})
 
 
 def _reason(error: SafetensorError) -> str:

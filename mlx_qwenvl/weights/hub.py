@@ -15,41 +15,45 @@ from typing import Any
 
 from huggingface_hub import errors, snapshot_download, utils
 
-from mlx_qwenvl.errors import CheckpointError, ModelNotFound
-from mlx_qwenvl.weights.files import list_tensors
+from mlx_qwenvl.errors import CheckpointError, ModelNotFound, OptionError, QwenVLError
+from mlx_qwenvl.weights.bundle import open_bundle, variant_files
 
 # Weights, their index, and the small files beside them; no pickles and no code.
-WANTED_FILES = ["model*.safetensors", "*.json", "*.jinja"]
+SMALL_FILES = ["*.json", "*.jinja"]
+WANTED_FILES = ["model*.safetensors", *SMALL_FILES]
 
 INTERRUPT_PATIENCE = 3.0  # seconds that an interrupted download gets to clear up
 
 
-def cached(repository: str) -> Path | None:
+def cached(repository: str, variant: str | None = None) -> Path | None:
     """The complete copy in Hugging Face's cache, if there is one."""
     try:
         folder = Path(
             snapshot_download(repository, local_files_only=True, allow_patterns=WANTED_FILES)
         )
-        list_tensors(folder)
+        with open_bundle(folder, variant):
+            pass
     except errors.HFValidationError:
         raise ModelNotFound(f"no model {repository!r}: the Hub allows no such name") from None
-    except (errors.LocalEntryNotFoundError, CheckpointError):
+    except (errors.LocalEntryNotFoundError, CheckpointError, OptionError):
         return None
     # Older clients give a folder whose download was broken off as if it were complete.
     complete = all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
     return folder if complete else None
 
 
-def download(repository: str, *, progress: bool, thread_name: str) -> Path:
+def download(repository: str, variant: str | None, *, progress: bool, thread_name: str) -> Path:
     """Download a repository's weights and the small files beside them.
 
     Args:
         repository: `owner/model`.
+        variant: Which of several quantizations, or None for the weights at the top.
         progress: Show bars.
         thread_name: Of the thread that downloads, which may outlive an interruption.
 
     Raises:
         ModelNotFound: The Hub refuses, or cannot be reached.
+        OptionError: The repository has no such variant.
     """
     stop = threading.Event()
     bars: list[Bar] = []
@@ -66,7 +70,11 @@ def download(repository: str, *, progress: bool, thread_name: str) -> Path:
             return shown
 
     def fetch() -> str:
-        return snapshot_download(repository, allow_patterns=WANTED_FILES, tqdm_class=Bar)
+        wanted = WANTED_FILES
+        if variant is not None:
+            small = snapshot_download(repository, allow_patterns=SMALL_FILES, tqdm_class=Bar)
+            wanted = [*SMALL_FILES, *variant_files(Path(small), variant)]
+        return snapshot_download(repository, allow_patterns=wanted, tqdm_class=Bar)
 
     try:
         with _quiet(not progress):
@@ -75,6 +83,8 @@ def download(repository: str, *, progress: bool, thread_name: str) -> Path:
         reason = _refusal(error)
     except OSError as error:  # nothing is cached, or the disk is at fault
         reason = _failure(error)
+    except QwenVLError:
+        raise
     except Exception as error:  # the HTTP library's own errors, of several generations
         if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
             raise

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,73 +10,135 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
-from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.weights.files import StoredTensor, list_tensors, open_file
+from mlx_qwenvl.weights.files import StoredTensor, open_file
 from mlx_qwenvl.weights.fold import fold_patch_embed
-from mlx_qwenvl.weights.quantize import (
-    Format,
-    quantizable,
-    quantized_module,
-    quantized_tensors,
-    recipe,
-    stored_format,
-)
+from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
+from mlx_qwenvl.weights.quantize import quantized_module, quantized_tensors, stored_format
+from mlx_qwenvl.weights.recipes import Format
 
-PATCH_EMBED = "visual.patch_embed.proj"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 NAMED_IN_ERRORS = 3  # tensors that an error lists before it only counts
 
 
 def load_model(
-    folder: Path,
+    tensors: dict[str, StoredTensor],
     config: Config,
     normalization: Normalization,
     *,
     dtype: str | None = None,
-    quantize: str | None = None,
+    plan: Plan | None = None,
 ) -> Qwen2VL:
-    """Load a model folder, ready to run.
+    """Load stored weights, ready to run.
+
+    They are read, cast and quantized layer by layer, so memory peaks at the finished model and
+    one layer more.
 
     Args:
-        folder: Holds the weights.
-        config: The folder's configuration.
+        tensors: The weights, by their names here.
+        config: The shape that they must have.
         normalization: How pixels are to be normalized.
         dtype: "float32", "float16" or "bfloat16" for weights and activations; by default what
             suits the device (see `device_dtype`).
-        quantize: A recipe of `weights/quantize.py` to quantize the decoder with.
+        plan: What to quantize; the weights must be dense then.
 
     Raises:
         CheckpointError: Weights are missing, broken, superfluous or of another shape.
-        OptionError: An unknown dtype or recipe.
+        OptionError: An unknown dtype.
     """
+    model = lazy_model(tensors, config, normalization, dtype=dtype, plan=plan)
+    model.merge_projections()
+    # One layer at a time, so that no more than one layer is held in two forms.
+    parts: list[nn.Module] = [*model.visual.blocks, *model.layers, model]
+    for part in parts:
+        mx.eval(part.parameters())
+        mx.clear_cache()
+    return model
+
+
+def lazy_model(
+    tensors: dict[str, StoredTensor],
+    config: Config,
+    normalization: Normalization,
+    *,
+    dtype: str | None = None,
+    plan: Plan | None = None,
+) -> Qwen2VL:
+    """The same with weights that are read, cast and quantized when they are first evaluated."""
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-    form = recipe(quantize) if quantize is not None else None
-    stored = list_tensors(folder)
-    if config.text.tie_word_embeddings:
-        # Some exports store the tied head a second time.
-        stored = {n: t for n, t in stored.items() if not n.startswith("lm_head.")}
+    stored = check_tensors(tensors, config)
     model = Qwen2VL(config)
-    _match_formats(model, stored)
-    _check(model, stored)
-    wanted: set[str] = set()
-    if form is not None:
-        if any(name.startswith("model.") and name.endswith(".scales") for name in stored):
-            raise CheckpointError(
-                f"{folder} is quantized already; {quantize!r} needs a dense model"
-            )
-        wanted = quantizable(model, form)
-        _replace(model, [(path, form) for path in wanted])
+    _replace(model, stored_formats(model, stored))
+    if plan is not None and plan.formats:
+        if any(name.endswith(".scales") for name in stored):
+            raise CheckpointError("the model is quantized already; quantizing needs a dense one")
+        _replace(model, plan.formats)
     target = DTYPES[dtype] if dtype is not None else device_dtype(stored.values())
     weights = _weights(stored, model.config, normalization)
-    if form is not None:
-        weights = _quantized(weights, wanted, form)
-    _fill(model, weights, target)
-    model.merge_projections()
-    mx.eval(model.parameters())
+    if plan is not None:
+        weights = _quantized(weights, plan.formats)
+    cast = [
+        (name, array.astype(target) if _is_cast(name, array) else array) for name, array in weights
+    ]
+    model.load_weights(cast, strict=True)
     model.eval()
     return model
+
+
+def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str, StoredTensor]:
+    """Hold stored tensors against the shape that a configuration promises.
+
+    Returns:
+        The tensors without the copy of a tied head that some exports store.
+
+    Raises:
+        CheckpointError: Weights are missing, superfluous or of another shape.
+    """
+    stored = tensors
+    if config.text.tie_word_embeddings:
+        stored = {n: t for n, t in tensors.items() if not n.startswith("lm_head.")}
+    model = Qwen2VL(config)
+    _replace(model, stored_formats(model, stored))
+    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
+    del expected[f"{PATCH_EMBED}.bias"]
+    _refuse("lacks", [name for name in expected if name not in stored])
+    _refuse("has unknown", [name for name in stored if name not in expected])
+    for name, shape in expected.items():
+        if name != f"{PATCH_EMBED}.weight" and stored[name].shape != shape:
+            raise CheckpointError(
+                f"{name} has shape {stored[name].shape}, expected {shape} ({stored[name].file})"
+            )
+    _check_patch_embed(stored[f"{PATCH_EMBED}.weight"], config.vision)
+    return stored
+
+
+def _check_patch_embed(tensor: StoredTensor, config: VisionConfig) -> None:
+    """See that the patch embedding has one of the shapes that `fold` takes."""
+    dim, channels = config.embed_dim, config.in_channels
+    cube = (config.temporal_patch_size, config.patch_size, config.patch_size)
+    if tensor.shape not in ((dim, channels, *cube), (dim, *cube, channels)):
+        raise CheckpointError(
+            f"{PATCH_EMBED}.weight has shape {tensor.shape}, expected {(dim, channels, *cube)} "
+            f"({tensor.file})"
+        )
+
+
+def stored_formats(model: Qwen2VL, stored: dict[str, StoredTensor]) -> dict[str, Format]:
+    """Formats of the modules that a checkpoint has quantized, by their paths.
+
+    Raises:
+        CheckpointError: Shapes that no format explains.
+    """
+    formats = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)) and path != PATCH_EMBED:
+            form = stored_format(path, module.weight.shape[-1], stored)
+            if form is not None:
+                formats[path] = form
+    return formats
 
 
 def device_dtype(tensors: Iterable[StoredTensor]) -> mx.Dtype:
@@ -92,37 +153,12 @@ def device_dtype(tensors: Iterable[StoredTensor]) -> mx.Dtype:
     return mx.float16 if half else mx.bfloat16
 
 
-def _match_formats(model: Qwen2VL, stored: dict[str, StoredTensor]) -> None:
-    """Put quantized modules where the checkpoint has quantized weights."""
-    formats = []
-    for path, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, nn.Embedding)) or path == PATCH_EMBED:
-            continue
-        form = stored_format(path, module.weight.shape[-1], stored)
-        if form is not None:
-            formats.append((path, form))
-    _replace(model, formats)
-
-
-def _replace(model: Qwen2VL, formats: Sequence[tuple[str, Format]]) -> None:
-    """Put quantized modules in the place of dense ones."""
+def _replace(model: Qwen2VL, formats: dict[str, Format]) -> None:
+    """Put empty quantized modules in the place of dense ones."""
     modules = dict(model.named_modules())
     if formats:
-        empty = [(path, quantized_module(modules[path], form)) for path, form in formats]
+        empty = [(path, quantized_module(modules[path], form)) for path, form in formats.items()]
         model.update_modules(tree_unflatten(empty))
-
-
-def _check(model: Qwen2VL, stored: dict[str, StoredTensor]) -> None:
-    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
-    # The folded embedding has one frame's columns and a bias; the stored one is checked in `fold`.
-    del expected[f"{PATCH_EMBED}.bias"]
-    _refuse("lacks", [name for name in expected if name not in stored])
-    _refuse("has unknown", [name for name in stored if name not in expected])
-    for name, shape in expected.items():
-        if name != f"{PATCH_EMBED}.weight" and stored[name].shape != shape:
-            raise CheckpointError(
-                f"{name} has shape {stored[name].shape}, expected {shape} ({stored[name].file})"
-            )
 
 
 def _refuse(problem: str, names: list[str]) -> None:
@@ -151,27 +187,15 @@ def _weights(
 
 
 def _quantized(
-    weights: Iterable[tuple[str, mx.array]], paths: set[str], form: Format
+    weights: Iterable[tuple[str, mx.array]], formats: dict[str, Format]
 ) -> Iterator[tuple[str, mx.array]]:
     """The same with the weights of some modules quantized, in the dtype they are stored in."""
     for name, array in weights:
         path = name.removesuffix(".weight")
-        if path in paths:
-            yield from quantized_tensors(path, array, form).items()
+        if path in formats and path != name:
+            yield from quantized_tensors(path, array, formats[path]).items()
         else:
             yield name, array
-
-
-def _fill(model: Qwen2VL, weights: Iterable[tuple[str, mx.array]], dtype: mx.Dtype) -> None:
-    cast = [
-        (name, array.astype(dtype) if _is_cast(name, array) else array) for name, array in weights
-    ]
-    model.load_weights(cast, strict=True)
-    del cast
-    # One layer at a time, so that casts do not hold two copies of the whole model.
-    parts: list[nn.Module] = [*model.visual.blocks, *model.layers, model]
-    for part in parts:
-        mx.eval(part.parameters())
 
 
 def _is_cast(name: str, array: mx.array) -> bool:

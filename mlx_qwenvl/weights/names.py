@@ -24,6 +24,13 @@ def canonical(name: str) -> str:
     return name
 
 
+def to_mlx(name: str) -> str:
+    """The name of a tensor or module in mlx-community folders, given its name here."""
+    if name.startswith("visual."):
+        return "vision_tower." + name.removeprefix("visual.")
+    return "language_model." + name
+
+
 def is_derived(name: str) -> bool:
     """Whether a tensor only repeats what the configuration says, as old exports do."""
     return name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"))

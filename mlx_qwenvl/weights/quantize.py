@@ -1,59 +1,23 @@
 """Group quantization: telling a stored format from its shapes, and quantizing in place.
 
-A format is what MLX calls bits, group size and mode. Stored modules are recognized one by one, by
-whether they have scales, so checkpoints with mixed formats, with a quantized vision tower or
-without a statement in `config.json` load alike.
+Stored modules are recognized one by one, by whether they have scales, so checkpoints with mixed
+formats, with a quantized vision tower or without a statement in `config.json` load alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwenvl.errors import CheckpointError, OptionError
+from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.models.linear import DequantizingEmbedding, DequantizingLinear
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import PACKED, StoredTensor
+from mlx_qwenvl.weights.recipes import Format
 
 BITS_PER_WORD = 32  # quantized weights are packed into 32-bit words
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a module's weights are quantized.
-
-    Attributes:
-        bits: Bits per weight.
-        group_size: Weights that share a scale.
-        mode: MLX's name of the number format.
-    """
-
-    bits: int
-    group_size: int
-    mode: str
-
-
-RECIPES = {f"{bits}bit": Format(bits, 64, "affine") for bits in AFFINE_BITS} | {
-    "mxfp4": Format(4, 32, "mxfp4"),
-    "mxfp8": Format(8, 32, "mxfp8"),
-    "nvfp4": Format(4, 16, "nvfp4"),
-}
-
 _MODE_OF_BYTE_SCALES = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
-
-
-def recipe(name: str) -> Format:
-    """The format that a recipe's name stands for.
-
-    Raises:
-        OptionError: No such recipe.
-    """
-    if name not in RECIPES:
-        raise OptionError(f"unknown quantization {name!r}; expected one of {', '.join(RECIPES)}")
-    return RECIPES[name]
 
 
 def stored_format(path: str, inputs: int, tensors: dict[str, StoredTensor]) -> Format | None:
@@ -98,21 +62,6 @@ def quantized_module(module: nn.Module, form: Format) -> nn.Module:
     return linear(inputs, rows, "bias" in module, form.group_size, form.bits, form.mode)
 
 
-def quantizable(model: Qwen2VL, form: Format) -> set[str]:
-    """Paths of the modules that a recipe quantizes: the decoder's linear layers and embeddings.
-
-    The vision tower stays as it is: it is a few large matmuls, faster in 16 bits, and the part
-    whose loss shows first. Modules whose rows no group divides stay dense.
-    """
-    return {
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Embedding))
-        and not path.startswith("visual.")
-        and module.weight.shape[-1] % form.group_size == 0
-    }
-
-
 def quantized_tensors(path: str, weight: mx.array, form: Format) -> dict[str, mx.array]:
     """A module's weight [out, in] as the tensors that a quantized module holds, by their names."""
     packed, scales, *biases = mx.quantize(
@@ -120,3 +69,20 @@ def quantized_tensors(path: str, weight: mx.array, form: Format) -> dict[str, mx
     )
     tensors = {f"{path}.weight": packed, f"{path}.scales": scales}
     return tensors | ({f"{path}.biases": biases[0]} if biases else {})
+
+
+def dequantized(parts: Mapping[str, mx.array], form: Format) -> mx.array:
+    """The dense weight [out, in] that a packed one stands for, in the dtype of its scales.
+
+    Args:
+        parts: `weight`, `scales` and for affine formats `biases`.
+        form: Their format.
+    """
+    return mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=form.group_size,
+        bits=form.bits,
+        mode=form.mode,
+    )

@@ -1,8 +1,8 @@
 """A model's name becomes a folder on this machine.
 
-A name is `demo` (the model inside this package), a folder, a short name such as `2b`, or a
-Hugging Face repository. What has been downloaded is used without asking the network again;
-nothing that was not named is ever downloaded, and nothing falls back to another model.
+A name is `demo` (the model inside this package), a folder, a single-file model, a short name such
+as `2b`, or a Hugging Face repository. What has been downloaded is used without asking the network
+again; nothing that was not named is ever downloaded, and nothing falls back to another model.
 """
 
 from __future__ import annotations
@@ -29,15 +29,34 @@ SHOWN_LENGTH = 100  # characters of a name in messages
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def resolve_model(name: str, *, progress: bool = False) -> Path:
-    """Folder of a model, downloaded if it has to be.
+def resolve_model(name: str, variant: str | None = None, *, progress: bool = False) -> Path:
+    """Folder of a model, or its single file; downloaded if it has to be.
 
     Args:
         name: See above.
+        variant: Which of several stored quantizations will be wanted; no other is downloaded.
         progress: Show a bar while downloading.
 
     Raises:
         ModelNotFound: The name leads nowhere, or the repository cannot be reached.
+    """
+    path = local_path(name)
+    if path is not None:
+        return path
+    repository = repository_of(name)
+    # Imported late: the Hub's client costs a tenth of a second that a folder does not need.
+    from mlx_qwenvl.weights.hub import cached, download
+
+    return cached(repository, variant) or download(
+        repository, variant, progress=progress, thread_name=DOWNLOAD_THREAD
+    )
+
+
+def local_path(name: str) -> Path | None:
+    """The folder or single file that a name leads to without the Hub, if it does.
+
+    Raises:
+        ModelNotFound: The name is a file of another kind.
     """
     if name == DEMO:
         return DEMO_FOLDER
@@ -45,8 +64,19 @@ def resolve_model(name: str, *, progress: bool = False) -> Path:
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return Path(path)
+    if os.path.isfile(path) and path.endswith(".safetensors"):
+        return Path(path)
     if os.path.isfile(path):
         raise ModelNotFound(f"{name} is a file, expected a folder with config.json and weights")
+    return None
+
+
+def repository_of(name: str) -> str:
+    """The Hugging Face repository that a name stands for.
+
+    Raises:
+        ModelNotFound: It cannot be the name of one.
+    """
     repository = SHORT_NAMES.get(name.lower(), name)
     if not _REPOSITORY.fullmatch(repository) or name.startswith((".", "~")):
         name = name if len(name) <= SHOWN_LENGTH else f"{name[:SHOWN_LENGTH]}..."
@@ -54,9 +84,4 @@ def resolve_model(name: str, *, progress: bool = False) -> Path:
             f"no model {name!r}: expected a folder, a Hugging Face name such as owner/model, or "
             f"one of {', '.join([DEMO, *SHORT_NAMES])}"
         )
-    # Imported late: the Hub's client costs a tenth of a second that a folder does not need.
-    from mlx_qwenvl.weights.hub import cached, download
-
-    return cached(repository) or download(
-        repository, progress=progress, thread_name=DOWNLOAD_THREAD
-    )
+    return repository
