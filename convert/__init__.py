@@ -1,5 +1,5 @@
-"""Hugging Face weights to MLX group-quantized weights, tensor by tensor."""
+"""Hugging Face weights to MLX group-quantized weights, a block of rows at a time."""
 
-from .convert import convert
+from .convert import Outcome, Wishes, convert
 
-__all__ = ["convert"]
+__all__ = ["Outcome", "Wishes", "convert"]

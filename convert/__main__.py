@@ -1,35 +1,149 @@
-"""`python -m mlx_qwenvl.convert`: write a quantized copy of a model."""
+"""`python -m mlx_qwenvl.convert`: write a copy of a model for MLX, quantized if wanted."""
 
 from __future__ import annotations
 
+import argparse
+import resource
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_qwenvl.command import EXIT_OK, Parser, run
-from mlx_qwenvl.weights.quantize import RECIPES
+from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
+from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.weights.recipes import GROUP_SIZES, RECIPES
 from mlx_qwenvl.weights.resolve import resolve_model
 
-from .convert import convert
+from .convert import DTYPES, Outcome, Wishes, convert
+from .dequantize import dequantize
+from .draft import how_to_go_on
+from .progress import on_terminal
 
 PROGRAM = "mlx-qwenvl convert"
+VISION_BITS = (16, 8, 6, 5, 4)
+# Options that say how to quantize.
+QUANTIZING = (
+    *("quantize", "group_size", "vision_bits", "topology", "calibrate", "single_file"),
+    "allow_nonfinite",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(
+        prog=PROGRAM,
+        description="Write a copy of a model for MLX, quantized if wanted.",
+        epilog=f"Recipes: {', '.join(RECIPES)}; names of llama.cpp and mistral.rs are understood.",
+    )
+    p.add_argument("--model", required=True, metavar="NAME|DIR", help="what to convert")
+    p.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    p.add_argument(
+        *("--quantize", "-q"),
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RECIPE",
+        help="several, or joined by commas, make variants in one output; the first is its default",
+    )
+    p.add_argument("--group-size", type=int, choices=GROUP_SIZES, help="weights of one scale (64)")
+    p.add_argument("--vision-bits", type=int, choices=VISION_BITS, help="16: the tower stays dense")
+    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
+    p.add_argument("--dtype", choices=DTYPES, help="of scales and of what stays dense")
+    p.add_argument(
+        "--calibrate", metavar="builtin|DIR", help="learn the rounding from pictures, or a folder"
+    )
+    p.add_argument("--dequantize", action="store_true", help="make a quantized model dense again")
+    p.add_argument("--variant", metavar="NAME", help="which of its quantizations to make dense")
+    p.add_argument(
+        "--single-file", action="store_true", help="write one file with everything in it"
+    )
+    p.add_argument("--allow-nonfinite", action="store_true", help="go on where weights are NaN")
+    p.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
+    p.add_argument("--resume", action="store_true", help="go on where it was broken off")
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
-    p = Parser(prog=PROGRAM, description="Write a copy of a model for MLX, quantized if wanted.")
-    p.add_argument("--model", required=True, metavar="NAME|DIR", help="what to convert")
-    p.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
-    p.add_argument("--quantize", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
-    arguments = p.parse_args(argv)
+    arguments = parser().parse_args(argv)
+    return run(lambda: _convert(arguments), PROGRAM)
 
-    def body() -> int:
-        source = resolve_model(arguments.model, progress=sys.stderr.isatty())
-        convert(source, arguments.output, arguments.quantize)
-        print(f"{arguments.output} is ready", file=sys.stderr)
-        return EXIT_OK
 
-    return run(body, PROGRAM)
+def _convert(arguments: argparse.Namespace) -> int:
+    begin = time.perf_counter()
+    try:
+        outcome = _dense(arguments) if arguments.dequantize else _quantized(arguments)
+    except KeyboardInterrupt:
+        output = arguments.output.expanduser().absolute()
+        print(f"{PROGRAM}: interrupted; {how_to_go_on(output)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    _tell(outcome, time.perf_counter() - begin)
+    return EXIT_OK
+
+
+def _quantized(arguments: argparse.Namespace) -> Outcome:
+    if arguments.variant is not None:
+        raise OptionError("--variant goes with --dequantize; what is converted is dense")
+    recipes = [name for given in arguments.quantize for name in given.split(",") if name.strip()]
+    if arguments.quantize and not recipes:
+        raise OptionError("--quantize names no recipe; without it the copy stays dense")
+    wishes = Wishes(
+        recipes=tuple(recipes) or ("none",),
+        vision_bits=arguments.vision_bits,
+        group_size=arguments.group_size,
+        topology=arguments.topology,
+        dtype=arguments.dtype,
+        calibrate=arguments.calibrate,
+        allow_nonfinite=arguments.allow_nonfinite,
+    )
+    return convert(
+        resolve_model(arguments.model, progress=sys.stderr.isatty()),
+        arguments.output,
+        wishes,
+        name=arguments.model,
+        single_file=arguments.single_file,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        progress=on_terminal(),
+    )
+
+
+def _dense(arguments: argparse.Namespace) -> Outcome:
+    given = vars(arguments)
+    idle = [name for name in QUANTIZING if given[name] not in (None, False, [])]
+    if idle:
+        option = idle[0].replace("_", "-")
+        raise OptionError(f"--{option} does not go with --dequantize")
+    return dequantize(
+        resolve_model(arguments.model, arguments.variant, progress=sys.stderr.isatty()),
+        arguments.output,
+        variant=arguments.variant,
+        dtype=arguments.dtype,
+        name=arguments.model,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        progress=on_terminal(),
+    )
+
+
+def _tell(outcome: Outcome, seconds: float) -> None:
+    """Say what became of it."""
+    before, after = outcome.source_bytes, outcome.output_bytes
+    lines = [
+        f"{outcome.output} is ready: {before / 1e9:.2f} GB became {after / 1e9:.2f} GB in "
+        f"{seconds:.0f} s; memory peaked at {peak_memory() / 1e9:.2f} GB"
+    ]
+    if len(outcome.variants) > 1:
+        sizes = ", ".join(f"{v} {nbytes / 1e9:.2f} GB" for v, nbytes in outcome.variants.items())
+        lines.append(f"--variant chooses between {sizes}; the first is the default")
+    lines += [f"{path} stays dense: {why}" for path, why in outcome.ungrouped.items()]
+    print("\n".join([*outcome.notes, *lines]), file=sys.stderr)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 
 
 if __name__ == "__main__":
