@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("mlx_qwenvl.generate", "answer a question about pictures"),
     "use": ("mlx_qwenvl.use", "choose the model that answers when none is named"),
     "convert": ("mlx_qwenvl.convert.__main__", "write a quantized copy of a model"),
+    "info": ("mlx_qwenvl.info", "what a model consists of, and what it needs"),
     "serve": ("mlx_qwenvl.server.__main__", "answer over HTTP, as OpenAI's API does"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BLOCK_BYTES = 2**16  # written at once
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -26,7 +28,9 @@ class FakeHub(ThreadingHTTPServer):
         refusal: A status and headers that every request gets, or None.
         withheld: Files that are listed and then forbidden.
         cuts: Bytes of a file after which its connection is cut, once for each entry of the list.
-        ranges: First bytes that were asked for, other than 0.
+        ranges: First bytes that were asked for with a range.
+        sent: Bytes of each file that were sent.
+        knows_ranges: Whether a range that is asked for is all that is sent.
         stalled: Set when a file's last bytes are held back, which they are if `stalls` is true.
     """
 
@@ -41,6 +45,8 @@ class FakeHub(ThreadingHTTPServer):
         self.withheld: set[str] = set()
         self.cuts: dict[str, list[int]] = {}
         self.ranges: list[int] = []
+        self.sent: Counter[str] = Counter()
+        self.knows_ranges = True
         self.stalls = False
         self.stalled = threading.Event()
         self.released = threading.Event()
@@ -110,17 +116,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, name: str) -> None:
         hub, data = self.server, self.server.files[name]
         headers = {"ETag": f'"{_tag(data)}"', "X-Repo-Commit": COMMIT}
-        status, begin = HTTPStatus.OK, 0
-        if (wanted := self.headers.get("Range")) is not None:
-            begin = int(wanted.removeprefix("bytes=").split("-")[0])
+        status, begin, end = HTTPStatus.OK, 0, len(data)
+        if hub.knows_ranges and (wanted := self.headers.get("Range")) is not None:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(end, int(last) + 1) if last else end
             hub.ranges.append(begin)
             status = HTTPStatus.PARTIAL_CONTENT
-            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        end = len(data)
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        cut = end
         if self.command == "GET" and hub.cuts.get(name):
-            end = hub.cuts[name].pop(0)
+            cut = hub.cuts[name].pop(0)
             self.close_connection = True
-        self._send(status, data[begin:], headers, cut=end - begin)
+        self._send(status, data[begin:end], headers, cut=cut - begin, file=name)
 
     def _send(
         self,
@@ -128,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         body: bytes,
         headers: Mapping[str, str],
         cut: int | None = None,
+        file: str = "",
     ) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -141,7 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             hub.stalled.set()
             hub.released.wait()
-        self.wfile.write(body[:cut])
+        kept = body[:cut]
+        for begin in range(0, len(kept), BLOCK_BYTES):
+            self.wfile.write(kept[begin : begin + BLOCK_BYTES])
+            hub.sent[file] += len(kept[begin : begin + BLOCK_BYTES])
 
 
 def _tag(data: bytes) -> str:

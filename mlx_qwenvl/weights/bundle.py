@@ -64,8 +64,11 @@ def open_bundle(path: Path, variant: str | None = None) -> Iterator[Bundle]:
         return
     tensors = read_header(path)
     small = {t.key.removeprefix(FILES_PREFIX): t for t in tensors if _is_small_file(t)}
-    if MANIFEST not in small or any(PurePosixPath(name).name != name for name in small):
+    if MANIFEST not in small:
         raise CheckpointError(f"{path} holds weights alone; expected a model folder")
+    for name in small:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise CheckpointError(f"{path} is damaged: it holds a file named {name!r}")
     with TemporaryDirectory(prefix="mlx-qwenvl-") as folder:
         for name, tensor in small.items():
             Path(folder, name).write_bytes(read_bytes(tensor))
@@ -113,8 +116,10 @@ def _choose(
     chosen = manifest.get("default") if variant is None else variant
     if not isinstance(variants, dict) or not variants:
         raise CheckpointError(f"{place} has a manifest without variants")
+    if variant is None and not (isinstance(chosen, str) and chosen in variants):
+        raise CheckpointError(f"{place} has a manifest whose default is none of its variants")
     entry = variants.get(chosen)
-    if chosen is None or entry is None:
+    if entry is None:
         raise OptionError(f"{place} has no variant {chosen!r}; it has {', '.join(variants)}")
     return chosen, entry
 

@@ -77,12 +77,12 @@ def download(repository: str, variant: str | None, *, progress: bool, thread_nam
         return snapshot_download(repository, allow_patterns=wanted, tqdm_class=Bar)
 
     try:
-        with _quiet(not progress):
+        with quiet(not progress):
             return Path(_interruptible(fetch, stop, thread_name))
     except errors.HfHubHTTPError as error:
-        reason = _refusal(error)
+        reason = refusal(error)
     except OSError as error:  # nothing is cached, or the disk is at fault
-        reason = _failure(error)
+        reason = failure(error)
     except QwenVLError:
         raise
     except Exception as error:  # the HTTP library's own errors, of several generations
@@ -95,7 +95,7 @@ def download(repository: str, variant: str | None, *, progress: bool, thread_nam
     raise ModelNotFound(f"model {repository!r} cannot be downloaded: {reason}") from None
 
 
-def _refusal(error: Any) -> str:
+def refusal(error: Any) -> str:
     """What an answer of the Hub that is no file means."""
     if isinstance(error, errors.GatedRepoError):
         return "access is restricted; accept its terms on the Hub, then run `hf auth login`"
@@ -107,10 +107,10 @@ def _refusal(error: Any) -> str:
     return f"the Hub answered {status}{known.get(status, '')}{advice}"
 
 
-def _failure(error: OSError) -> str:
+def failure(error: OSError) -> str:
     cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError):
-        return _refusal(cause)
+        return refusal(cause)
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return "it is not downloaded yet and HF_HUB_OFFLINE is set"
     if isinstance(error, errors.LocalEntryNotFoundError):
@@ -142,7 +142,7 @@ def _interruptible(fetch: Callable[[], str], stop: threading.Event, thread_name:
 
 
 @contextmanager
-def _quiet(is_quiet: bool) -> Iterator[None]:
+def quiet(is_quiet: bool) -> Iterator[None]:
     """Keep the Hub's client from writing bars and warnings, or let it."""
     if not is_quiet:
         yield

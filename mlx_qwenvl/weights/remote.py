@@ -21,7 +21,7 @@ from mlx_qwenvl.errors import ModelNotFound, QwenVLError
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.weights.bundle import MANIFEST, variant_files
 from mlx_qwenvl.weights.files import INDEX_FILE, LENGTH_BYTES
-from mlx_qwenvl.weights.hub import _failure, _quiet, _refusal
+from mlx_qwenvl.weights.hub import failure, quiet, refusal
 
 REVISION = "main"
 SMALL_FILES = (
@@ -52,7 +52,7 @@ def skeleton(repository: str) -> Iterator[Path]:
         folder = Path(temporary, repository)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _told_of_the_hub(repository), _quiet(True):
+            with _told_of_the_hub(repository), quiet(True):
                 _fill(folder, repository)
             yield folder
         except QwenVLError as error:
@@ -121,13 +121,13 @@ def _told_of_the_hub(repository: str) -> Iterator[None]:
         yield
         return
     except errors.HfHubHTTPError as error:
-        reason = _refusal(error)
+        reason = refusal(error)
     except errors.HFValidationError:
         reason = "the Hub allows no such name"
     except errors.OfflineModeIsEnabled:
         reason = "it is not downloaded yet and HF_HUB_OFFLINE is set"
     except OSError as error:
-        reason = _failure(error)
+        reason = failure(error)
     except QwenVLError:
         raise
     except Exception as error:  # the HTTP library's own errors, of several generations

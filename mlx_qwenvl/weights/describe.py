@@ -1,0 +1,184 @@
+"""What a checkpoint consists of: parameters, bytes and formats of its parts, told from headers.
+
+Parameters are the weights that a module stands for, however they are packed: a row of 192 words of
+32 bits is 1,536 weights at 4 bits. Scales and biases of groups are bytes and no parameters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlx_qwenvl.errors import CheckpointError
+from mlx_qwenvl.models.config import Config, VisionConfig
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.weights.files import FLOATS, StoredTensor
+from mlx_qwenvl.weights.load import check_tensors, stored_formats
+from mlx_qwenvl.weights.plan import PATCH_EMBED
+from mlx_qwenvl.weights.quantize import BITS_PER_WORD
+from mlx_qwenvl.weights.recipes import Format
+
+# The first prefix that fits says which part a tensor belongs to.
+_PREFIXES = {
+    "visual.merger.": "merger",
+    "visual.": "vision tower",
+    "model.embed_tokens.": "embeddings",
+    "model.": "decoder",  # the layers and the last norm
+    "lm_head.": "head",
+}
+PARTS = ("vision tower", "merger", "embeddings", "decoder", "head")
+FLOAT_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model.
+
+    Attributes:
+        name: One of `PARTS`.
+        parameters: Weights, as many as the dense module has.
+        stored_bytes: Bytes of its tensors in the files.
+        formats: Matrices by how they are stored, such as {"4bit (groups of 64)": 196}.
+        dense: Matrices that are not quantized in a part that has quantized ones, by name.
+        cast_values: Floats that take the dtype of the device when loaded; scales are among them.
+        kept_bytes: Bytes in memory of everything else: packed weights, byte scales, and the patch
+            embedding, which is folded to one frame of float32.
+    """
+
+    name: str
+    parameters: int
+    stored_bytes: int
+    formats: Mapping[str, int]
+    dense: tuple[str, ...]
+    cast_values: int
+    kept_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each parameter, scales, biases and norms included."""
+        return 8 * self.stored_bytes / self.parameters
+
+    def loaded_bytes(self, float_bytes: int) -> int:
+        """Bytes in memory where floats have so many bytes."""
+        return self.kept_bytes + self.cast_values * float_bytes
+
+
+@dataclass(frozen=True)
+class Description:
+    """A whole checkpoint.
+
+    Attributes:
+        config: Its shape.
+        parts: Its parts, in the order of `PARTS`; a tied head is none.
+    """
+
+    config: Config
+    parts: tuple[Part, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all parts."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the files."""
+        return sum(part.stored_bytes for part in self.parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each parameter."""
+        return 8 * self.stored_bytes / self.parameters
+
+    def loaded_bytes(self, float_bytes: int) -> int:
+        """Bytes in memory where floats have so many bytes."""
+        return sum(part.loaded_bytes(float_bytes) for part in self.parts)
+
+    def read_bytes_per_token(self, float_bytes: int) -> int:
+        """Weights that one step of decoding reads: the decoder and the head, in bytes.
+
+        Of the embedding it reads one row, unless that is the head.
+        """
+        head = "embeddings" if self.config.text.tie_word_embeddings else "head"
+        return sum(p.loaded_bytes(float_bytes) for p in self.parts if p.name in ("decoder", head))
+
+
+def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
+    """Sort a checkpoint's tensors into parts and count them.
+
+    Args:
+        config: The shape that they must have.
+        tensors: The weights, by their names here; their bytes are not read.
+
+    Raises:
+        CheckpointError: Weights are missing, superfluous or of another shape.
+    """
+    stored = check_tensors(tensors, config)
+    _check_patch_embed(stored[f"{PATCH_EMBED}.weight"], config.vision)
+    formats = stored_formats(Qwen2VL(config), stored)
+    by_part: dict[str, dict[str, StoredTensor]] = {name: {} for name in PARTS}
+    for name, tensor in stored.items():
+        by_part[_part_of(name)][name] = tensor
+    parts = (_part(name, held, formats, config.vision) for name, held in by_part.items() if held)
+    return Description(config, tuple(parts))
+
+
+def format_name(form: Format) -> str:
+    """A format as people are told it."""
+    label = f"{form.bits}bit" if form.mode == "affine" else form.mode
+    return f"{label} (groups of {form.group_size})"
+
+
+def _part_of(name: str) -> str:
+    return next(part for prefix, part in _PREFIXES.items() if name.startswith(prefix))
+
+
+def _part(
+    part: str,
+    tensors: Mapping[str, StoredTensor],
+    formats: Mapping[str, Format],
+    vision: VisionConfig,
+) -> Part:
+    parameters = cast_values = kept_bytes = 0
+    counted: Counter[str] = Counter()
+    dense = []
+    for name, tensor in tensors.items():
+        path, _, kind = name.rpartition(".")
+        form = formats.get(path)
+        if form is None or kind == "bias":
+            parameters += tensor.size
+        elif kind == "weight":
+            parameters += tensor.size * BITS_PER_WORD // form.bits
+            counted[format_name(form)] += 1
+        if form is None and len(tensor.shape) > 1:
+            counted[FLOAT_NAMES.get(tensor.dtype, tensor.dtype)] += 1
+            dense.append(name)
+        if path == PATCH_EMBED:
+            kept_bytes += _folded_bytes(vision)
+        elif tensor.dtype in FLOATS:
+            cast_values += tensor.size
+        else:
+            kept_bytes += tensor.nbytes
+    return Part(
+        name=part,
+        parameters=parameters,
+        stored_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        formats=dict(counted.most_common()),
+        dense=tuple(dense) if len(dense) < counted.total() else (),
+        cast_values=cast_values,
+        kept_bytes=kept_bytes,
+    )
+
+
+def _check_patch_embed(tensor: StoredTensor, vision: VisionConfig) -> None:
+    """The loader meets this one when it folds it; see `weights/fold.py`."""
+    patch, frames, channels = vision.patch_size, vision.temporal_patch_size, vision.in_channels
+    theirs = (vision.embed_dim, channels, frames, patch, patch)
+    if tensor.shape not in (theirs, (vision.embed_dim, frames, patch, patch, channels)):
+        raise CheckpointError(f"{PATCH_EMBED}.weight has shape {tensor.shape}, expected {theirs}")
+
+
+def _folded_bytes(vision: VisionConfig) -> int:
+    """Bytes of the loaded patch embedding: one frame's columns and a bias in float32."""
+    return 4 * vision.embed_dim * (vision.in_channels * vision.patch_size**2 + 1)
