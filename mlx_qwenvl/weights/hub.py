@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -22,15 +22,16 @@ from mlx_qwenvl.weights.bundle import open_bundle, variant_files
 SMALL_FILES = ["*.json", "*.jinja"]
 WANTED_FILES = ["model*.safetensors", *SMALL_FILES]
 
+SIGNAL_PERIOD = 0.2  # seconds between looks for Ctrl-C
 INTERRUPT_PATIENCE = 3.0  # seconds that an interrupted download gets to clear up
 
 
 def cached(repository: str, variant: str | None = None) -> Path | None:
     """The complete copy in Hugging Face's cache, if there is one."""
     try:
-        folder = Path(
-            snapshot_download(repository, local_files_only=True, allow_patterns=WANTED_FILES)
-        )
+        # Of a variant the small files say which weights it needs, and these are looked for below.
+        wanted = WANTED_FILES if variant is None else SMALL_FILES
+        folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=wanted))
         with open_bundle(folder, variant):
             pass
     except errors.HFValidationError:
@@ -77,8 +78,7 @@ def download(repository: str, variant: str | None, *, progress: bool, thread_nam
         return snapshot_download(repository, allow_patterns=wanted, tqdm_class=Bar)
 
     try:
-        with quiet(not progress):
-            return Path(_interruptible(fetch, stop, thread_name))
+        return Path(in_thread(fetch, thread_name, is_quiet=not progress, stop=stop))
     except errors.HfHubHTTPError as error:
         reason = refusal(error)
     except OSError as error:  # nothing is cached, or the disk is at fault
@@ -108,6 +108,7 @@ def refusal(error: Any) -> str:
 
 
 def failure(error: OSError) -> str:
+    """What kept a request from an answer."""
     cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError):
         return refusal(cause)
@@ -118,27 +119,45 @@ def failure(error: OSError) -> str:
     return str(error.strerror or error).strip().split("\n")[0]
 
 
-def _interruptible(fetch: Callable[[], str], stop: threading.Event, thread_name: str) -> str:
-    """Run a download in a thread of its own, so that Ctrl-C ends it.
+def in_thread(
+    do: Callable[[], str],
+    thread_name: str,
+    *,
+    is_quiet: bool,
+    stop: threading.Event | None = None,
+) -> str:
+    """Let the Hub's client work in a thread of its own, so that Ctrl-C is not held up.
 
-    In the main thread the Hub's client would first finish all files that it has begun.
+    In the main thread the client would first finish all files that it has begun.
+
+    Args:
+        do: The work.
+        thread_name: By which the command line knows that it need not be waited for.
+        is_quiet: Show neither bars nor warnings.
+        stop: Set on Ctrl-C; the work then gets a moment to clear up.
     """
     done: Future[str] = Future()
 
     def work() -> None:
         try:
-            done.set_result(fetch())
+            with quiet(is_quiet):
+                result = do()
+            done.set_result(result)
         except BaseException as error:
             done.set_exception(error)
 
     thread = threading.Thread(target=work, name=thread_name, daemon=True)
     thread.start()
     try:
-        return done.result()
+        # A signal that comes just before a wait without end is not seen until that wait is over.
+        while not wait([done], timeout=SIGNAL_PERIOD).done:
+            pass
     except KeyboardInterrupt:
-        stop.set()
-        thread.join(INTERRUPT_PATIENCE)
+        if stop is not None:
+            stop.set()
+            thread.join(INTERRUPT_PATIENCE)
         raise
+    return done.result()
 
 
 @contextmanager
