@@ -37,6 +37,7 @@ SHARD_TENSORS = 120  # tensors of one file
 SIZES = {
     "2b": (1536, 28, 8960, 12, 2, 151936, True),
     "7b": (3584, 28, 18944, 28, 4, 152064, False),
+    "72b": (8192, 80, 29568, 64, 8, 152064, False),
 }
 
 
@@ -48,11 +49,29 @@ def write(folder: Path, size: str, shards: int | None = None) -> None:
         size: One of `SIZES`.
         shards: Number of files; by default one for every `SHARD_TENSORS` tensors.
     """
-    hidden, layers, mlp, heads, kv_heads, vocabulary, tied = SIZES[size]
+    folder.mkdir(parents=True)
+    shapes = shapes_of(write_small_files(folder, size))
+    names = list(shapes)
+    count = SHARD_TENSORS if shards is None else math.ceil(len(names) / shards)
+    for number, begin in enumerate(range(0, len(names), count)):
+        part = {n: _random(n, shapes[n]) for n in names[begin : begin + count]}
+        mx.save_safetensors(str(folder / f"model-{number:03}.safetensors"), part)
+        mx.clear_cache()
+
+
+def write_small_files(folder: Path, size: str, layers: int | None = None) -> dict[str, Any]:
+    """Write everything but the weights, and give the configuration.
+
+    Args:
+        folder: An empty folder.
+        size: One of `SIZES`.
+        layers: Decoder layers, where they are to be fewer than published.
+    """
+    hidden, published_layers, mlp, heads, kv_heads, vocabulary, tied = SIZES[size]
     raw: dict[str, Any] = json.loads((DEMO_FOLDER / "config.json").read_text())
     raw |= {
         "hidden_size": hidden,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": layers or published_layers,
         "intermediate_size": mlp,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -69,22 +88,22 @@ def write(folder: Path, size: str, shards: int | None = None) -> None:
         "mlp_ratio": 4,
         "hidden_size": hidden,
     }
-    folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO_FOLDER / name, folder / name)
     processor = json.loads((DEMO_FOLDER / "preprocessor_config.json").read_text())
     processor |= {"min_pixels": 3136, "max_pixels": 12845056}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     (folder / "config.json").write_text(json.dumps(raw))
-    shapes = {n: a.shape for n, a in tree_flatten(Qwen2VL(Config.from_dict(raw)).parameters())}
+    return raw
+
+
+def shapes_of(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a checkpoint with a configuration, by their names."""
+    parameters = tree_flatten(Qwen2VL(Config.from_dict(raw)).parameters())
+    shapes = {name: tuple(array.shape) for name, array in parameters}
     del shapes[f"{PATCH_EMBED}.bias"]
     shapes[f"{PATCH_EMBED}.weight"] = (1280, 3, 2, 14, 14)
-    names = list(shapes)
-    count = SHARD_TENSORS if shards is None else math.ceil(len(names) / shards)
-    for number, begin in enumerate(range(0, len(names), count)):
-        part = {n: _random(n, shapes[n]) for n in names[begin : begin + count]}
-        mx.save_safetensors(str(folder / f"model-{number:03}.safetensors"), part)
-        mx.clear_cache()
+    return shapes
 
 
 def _random(name: str, shape: tuple[int, ...]) -> mx.array:
