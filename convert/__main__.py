@@ -18,13 +18,17 @@ from .convert import DTYPES, Outcome, Wishes, convert
 from .dequantize import dequantize
 from .draft import how_to_go_on
 from .progress import on_terminal
+from .report import report, write_report
+from .share import share
+from .summary import summary
+from .upload import stored_token
 
 PROGRAM = "mlx-qwenvl convert"
 VISION_BITS = (16, 8, 6, 5, 4)
 # Options that say how to quantize.
 QUANTIZING = (
     *("quantize", "group_size", "vision_bits", "topology", "calibrate", "single_file"),
-    "allow_nonfinite",
+    "report",
 )
 
 
@@ -57,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--single-file", action="store_true", help="write one file with everything in it"
     )
+    p.add_argument("--report", action="store_true", help="measure what was lost: JSON and a page")
+    p.add_argument(
+        "--upload", metavar="OWNER/MODEL", help="send the result to the Hugging Face Hub"
+    )
+    p.add_argument("--private", action="store_true", help="where only you see it")
     p.add_argument("--allow-nonfinite", action="store_true", help="go on where weights are NaN")
     p.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
     p.add_argument("--resume", action="store_true", help="go on where it was broken off")
@@ -71,23 +80,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
+    if arguments.private and arguments.upload is None:
+        raise OptionError("--private goes with --upload")
+    if arguments.upload is not None:
+        if arguments.single_file:
+            raise OptionError("--upload sends a folder; it does not go with --single-file")
+        stored_token()  # told now rather than after hours
     try:
         outcome = _dense(arguments) if arguments.dequantize else _quantized(arguments)
     except KeyboardInterrupt:
         output = arguments.output.expanduser().absolute()
         print(f"{PROGRAM}: interrupted; {how_to_go_on(output)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    _tell(outcome, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    print("\n".join(summary(outcome, seconds, peak_memory())), file=sys.stderr)
+    if arguments.report:
+        _report(arguments, outcome, seconds)
+    if arguments.upload is not None:
+        address = share(
+            outcome.output,
+            arguments.upload,
+            private=arguments.private,
+            progress=sys.stderr.isatty(),
+        )
+        print(f"it is at {address}", file=sys.stderr)
     return EXIT_OK
 
 
-def _quantized(arguments: argparse.Namespace) -> Outcome:
-    if arguments.variant is not None:
-        raise OptionError("--variant goes with --dequantize; what is converted is dense")
+def _wishes(arguments: argparse.Namespace) -> Wishes:
     recipes = [name for given in arguments.quantize for name in given.split(",") if name.strip()]
     if arguments.quantize and not recipes:
         raise OptionError("--quantize names no recipe; without it the copy stays dense")
-    wishes = Wishes(
+    return Wishes(
         recipes=tuple(recipes) or ("none",),
         vision_bits=arguments.vision_bits,
         group_size=arguments.group_size,
@@ -96,10 +120,15 @@ def _quantized(arguments: argparse.Namespace) -> Outcome:
         calibrate=arguments.calibrate,
         allow_nonfinite=arguments.allow_nonfinite,
     )
+
+
+def _quantized(arguments: argparse.Namespace) -> Outcome:
+    if arguments.variant is not None:
+        raise OptionError("--variant goes with --dequantize; what is converted is dense")
     return convert(
         resolve_model(arguments.model, progress=sys.stderr.isatty()),
         arguments.output,
-        wishes,
+        _wishes(arguments),
         name=arguments.model,
         single_file=arguments.single_file,
         overwrite=arguments.overwrite,
@@ -119,6 +148,7 @@ def _dense(arguments: argparse.Namespace) -> Outcome:
         arguments.output,
         variant=arguments.variant,
         dtype=arguments.dtype,
+        allow_nonfinite=arguments.allow_nonfinite,
         name=arguments.model,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
@@ -126,18 +156,26 @@ def _dense(arguments: argparse.Namespace) -> Outcome:
     )
 
 
-def _tell(outcome: Outcome, seconds: float) -> None:
-    """Say what became of it."""
-    before, after = outcome.source_bytes, outcome.output_bytes
-    lines = [
-        f"{outcome.output} is ready: {before / 1e9:.2f} GB became {after / 1e9:.2f} GB in "
-        f"{seconds:.0f} s; memory peaked at {peak_memory() / 1e9:.2f} GB"
-    ]
-    if len(outcome.variants) > 1:
-        sizes = ", ".join(f"{v} {nbytes / 1e9:.2f} GB" for v, nbytes in outcome.variants.items())
-        lines.append(f"--variant chooses between {sizes}; the first is the default")
-    lines += [f"{path} stays dense: {why}" for path, why in outcome.ungrouped.items()]
-    print("\n".join([*outcome.notes, *lines]), file=sys.stderr)
+def _report(arguments: argparse.Namespace, outcome: Outcome, seconds: float) -> None:
+    source = resolve_model(arguments.model)
+    measured = report(
+        source,
+        outcome,
+        _wishes(arguments),
+        name=arguments.model,
+        seconds=seconds,
+        peak_bytes=peak_memory(),
+        progress=on_terminal(),
+    )
+    _, page = write_report(measured, outcome.output)
+    for variant in measured.variants:
+        quality = variant.quality
+        print(
+            f"{variant.name}: KL {quality.mean_kl:.4f} nats a token, the same token first in "
+            f"{quality.top1:.1%}",
+            file=sys.stderr,
+        )
+    print(f"report: {page}", file=sys.stderr)
 
 
 def peak_memory() -> int:

@@ -8,6 +8,7 @@ not at all.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlx_qwenvl.weights.plan import make_plan, vision_recipe
 from mlx_qwenvl.weights.recipes import read_recipe
 from mlx_qwenvl.weights.topology import Topology
 
+from .card import source_name, source_revision
 from .draft import LEARNED, drafting, publish
 from .layout import Variant, make_pieces
 from .output import Record, check_output, write_output
@@ -148,7 +150,8 @@ def convert(
 
             pieces = make_pieces(tensors, variants, rules, is_torch=is_torch)
             record = Record(
-                source=name or str(source),
+                source=source_name(name or str(source), source),
+                revision=source_revision(source),
                 variants={v.name: v.plan.statement() for v in variants},
                 dtype=wishes.dtype,
                 calibrated=wishes.calibrate,
@@ -212,13 +215,16 @@ def _learned(
     """The variants with weights that were learned from pictures."""
     from .calibration import calibration_prompts
     from .learn import learn
+    from .texts import ANSWERS_FILE
 
     assert wishes.calibrate is not None, "asked for"
     prompts = calibration_prompts(wishes.calibrate, CALIBRATION_SEED, CALIBRATION_PROMPTS)
-    learned = []
+    learned: list[Variant] = []
     for variant in variants:
         folder = draft / LEARNED / variant.name
         folder.mkdir(parents=True, exist_ok=True)
+        if learned and not (folder / ANSWERS_FILE).exists():  # all learn from the same answers
+            shutil.copy(draft / LEARNED / learned[0].name / ANSWERS_FILE, folder)
         layers = config.text.num_hidden_layers
         progress.begin(f"learning {variant.name}", layers, is_bytes=False)
         dtype = None if wishes.dtype is None else getattr(mx, wishes.dtype)

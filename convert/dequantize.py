@@ -16,11 +16,13 @@ from mlx_qwenvl.weights.load import check_tensors, stored_formats
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.recipes import Format
 
-from .convert import DTYPES, Outcome, fingerprint, safetensors_dtype
+from .card import source_name, source_revision
+from .convert import DTYPES, Outcome, check_floats, fingerprint, safetensors_dtype
 from .draft import drafting, publish
 from .layout import Piece, TensorJob
-from .output import DTYPE_KEYS, Record, check_output, write_output
+from .output import Record, check_output, write_output
 from .progress import Progress
+from .settings import DTYPE_KEYS
 from .tensors import Copy, Dequantize, Rules
 
 MLX_TO_TORCH = (0, 4, 1, 2, 3)  # a convolution's weights [out, t, h, w, in] with channels second
@@ -33,6 +35,7 @@ def dequantize(
     *,
     variant: str | None = None,
     dtype: str | None = None,
+    allow_nonfinite: bool = False,
     name: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -46,13 +49,14 @@ def dequantize(
         variant: Which of several quantizations.
         dtype: "float32", "float16" or "bfloat16"; by default that of the scales, or where these
             are no floats the one that `config.json` states.
+        allow_nonfinite: Go on where weights are NaN or infinite.
         name: What the source is called, for the record; by default its path.
         overwrite: Replace an output that is there.
         resume: Go on where an earlier run was broken off.
         progress: Who is told how far it is.
 
     Raises:
-        CheckpointError: The source is damaged, or not quantized.
+        CheckpointError: The source is damaged, not quantized, or holds NaN.
         QwenVLError: The output exists, lies inside the source, or does not fit the disk.
     """
     progress = progress or Progress()
@@ -66,7 +70,7 @@ def dequantize(
         if not formats:
             raise CheckpointError(f"{source} is not quantized, so there is nothing to undo")
         stated = _stated_dtype(read_json(bundle.folder / "config.json"))
-        jobs = _jobs(config, tensors, formats, wanted, stated)
+        jobs = _jobs(config, tensors, formats, Rules(wanted, allow_nonfinite), stated)
         order = {
             "source": fingerprint(bundle),
             "dequantize": variant,
@@ -75,8 +79,15 @@ def dequantize(
         }
         with drafting(output, order, resume=resume, overwrite=overwrite) as draft, progress:
             pieces = [Piece((DENSE,), tuple(jobs))]
-            record = Record(name or str(source), {DENSE: None}, dtype)
+            record = Record(
+                source=source_name(name or str(source), source),
+                revision=source_revision(source),
+                variants={DENSE: None},
+                dtype=dtype,
+            )
             finished = write_output(draft, output, bundle.folder, pieces, record, False, progress)
+            # It may have come into being meanwhile.
+            check_output(source, output, is_file=False, overwrite=overwrite)
             publish(finished, output)
     nbytes = pieces[0].nbytes
     before = sum(tensor.nbytes for tensor in tensors.values())
@@ -87,7 +98,7 @@ def _jobs(
     config: Config,
     tensors: Mapping[str, StoredTensor],
     formats: Mapping[str, Format],
-    wanted: str | None,
+    rules: Rules,
     stated: str,
 ) -> list[TensorJob]:
     modules = dict(Qwen2VL(config).named_modules())
@@ -101,12 +112,15 @@ def _jobs(
                 if f"{path}.{kind}" in tensors
             }
             scales = parts["scales"].dtype
-            dtype = wanted or (scales if scales in FLOATS else stated)
+            dtype = rules.dtype or (scales if scales in FLOATS else stated)
             inputs = modules[path].weight.shape[-1]
-            jobs.append(Dequantize(path, parts, formats[path], inputs, dtype))
+            jobs.append(
+                Dequantize(path, parts, formats[path], inputs, dtype, rules.allow_nonfinite)
+            )
         elif path not in formats or part == "bias":
+            check_floats([tensor])
             is_mlx = path == PATCH_EMBED and tensor.shape[-1] == config.vision.in_channels
-            jobs.append(Copy(name, tensor, Rules(wanted), MLX_TO_TORCH if is_mlx else None))
+            jobs.append(Copy(name, tensor, rules, MLX_TO_TORCH if is_mlx else None))
     return jobs
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.sizes import in_bytes
 
 ORDER_FILE = "order.json"  # what was asked for; resuming needs the same
 LEARNED = "learned"  # folder in a draft for weights that were learned, before they are written
@@ -56,7 +57,9 @@ def drafting(
         _lock(lock, draft, output)
         _take_over(draft, output, order, resume=resume, overwrite=overwrite)
         try:
-            (draft / ORDER_FILE).write_text(json.dumps(order), encoding="utf-8")
+            # Only once: on a full disk a file that is written anew may come out empty.
+            if not (draft / ORDER_FILE).exists():
+                (draft / ORDER_FILE).write_text(json.dumps(order), encoding="utf-8")
             yield draft
         except BaseException as error:
             is_kept, advice = _is_worth_keeping(draft), how_to_go_on(output)
@@ -103,13 +106,15 @@ def how_to_go_on(output: Path) -> str:
     """What to tell somebody whose conversion was broken off."""
     if not _is_worth_keeping(draft_folder(output)):
         return "nothing is left behind"
-    done = written_bytes(output) / 1e9
-    return f"{done:.2f} GB are kept; the same command with --resume goes on"
+    done = in_bytes(written_bytes(output))
+    return f"{done} are kept; the same command with --resume goes on"
 
 
 def written_bytes(output: Path) -> int:
-    """Bytes of weights in the draft of an output."""
-    return sum(file.stat().st_size for file in draft_folder(output).rglob("*.safetensors"))
+    """Bytes of the output that are in its draft already."""
+    draft = draft_folder(output)
+    files = [file for file in draft.rglob("*.safetensors") if draft / LEARNED not in file.parents]
+    return sum(file.stat().st_size for file in files)
 
 
 def _lock(lock: int, draft: Path, output: Path) -> None:

@@ -13,19 +13,20 @@ from typing import Any
 from mlx_qwenvl import __version__
 from mlx_qwenvl.errors import QwenVLError
 from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.bundle import FORMAT_VERSION, MANIFEST
 from mlx_qwenvl.weights.files import INDEX_FILE
 
 from .draft import draft_folder, written_bytes
 from .layout import Piece, folder_shards, piece_prefix, single_shard
 from .progress import Progress
+from .settings import output_settings
 from .shard import Shard, write_shard
 from .tensors import Job
 
 SINGLE_SUFFIX = ".safetensors"
 SMALL_FILES = ("*.json", "*.jinja", "*.txt")  # copied: settings, vocabulary, template
-NOT_COPIED = ("config.json", INDEX_FILE, MANIFEST)
-DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json, older and newer
+NOT_COPIED = ("config.json", INDEX_FILE, MANIFEST, "report.json")
 SPARE_BYTES = 64 * 2**20  # left free on the disk besides what is written
 
 
@@ -35,12 +36,14 @@ class Record:
 
     Attributes:
         source: What it was made of.
+        revision: Its commit on the Hub, where it is known.
         variants: The `quantization` statement of each variant; the first is the default.
         dtype: Of what stays dense, where it was changed.
         calibrated: What the rounding was learned from, if it was.
     """
 
     source: str
+    revision: str | None
     variants: Mapping[str, Mapping[str, Any] | None]
     dtype: str | None = None
     calibrated: str | None = None
@@ -146,8 +149,7 @@ def _check_room(output: Path, nbytes: int) -> None:
     free = shutil.disk_usage(output.parent).free
     if needed > free:
         raise QwenVLError(
-            f"{output} needs {needed / 1e9:.2f} GB more, and {output.parent} has "
-            f"{free / 1e9:.2f} GB free"
+            f"{output} needs {in_bytes(needed)} more, and {output.parent} has {in_bytes(free)} free"
         )
 
 
@@ -163,22 +165,9 @@ def _small_files(folder: Path, record: Record) -> dict[str, bytes]:
         for file in sorted(folder.glob(pattern))
         if file.is_file() and file.name not in NOT_COPIED
     }
-    return found | {"config.json": _to_json(_settings(folder, record))}
-
-
-def _settings(folder: Path, record: Record) -> dict[str, Any]:
-    """The source's `config.json` with what has changed."""
-    settings = read_json(folder / "config.json")
-    for key in ("quantization", "quantization_config"):
-        settings.pop(key, None)
-        statement = record.variants[record.default]
-        if statement is not None:
-            settings[key] = statement
-    if record.dtype is not None:
-        for section in (settings, settings.get("text_config"), settings.get("vision_config")):
-            if isinstance(section, dict):
-                section.update({key: record.dtype for key in DTYPE_KEYS if key in section})
-    return settings
+    quantization = record.variants[record.default]
+    settings = output_settings(read_json(folder / "config.json"), quantization, record.dtype)
+    return found | {"config.json": _to_json(settings)}
 
 
 def _manifest(record: Record, key: str, places: Mapping[str, Sequence[str]]) -> bytes:
@@ -188,6 +177,7 @@ def _manifest(record: Record, key: str, places: Mapping[str, Sequence[str]]) -> 
             "format_version": FORMAT_VERSION,
             "converter": f"mlx-qwenvl {__version__}",
             "source": record.source,
+            "revision": record.revision,
             "calibrated": record.calibrated,
             "default": record.default,
             "variants": {

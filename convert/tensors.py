@@ -177,6 +177,7 @@ class Dequantize:
         form: The format that they have.
         inputs: Length of its dense rows.
         dtype: Safetensors dtype of the output.
+        allow_nonfinite: Go on where weights are NaN or infinite.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Dequantize:
     form: Format
     inputs: int
     dtype: str
+    allow_nonfinite: bool = False
 
     @property
     def specs(self) -> list[Spec]:
@@ -203,8 +205,13 @@ class Dequantize:
         """The dense weight, block by block."""
         for begin, end in _row_blocks(self._rows, self.inputs * ITEM_BYTES[self.dtype]):
             parts = {name: read_rows(t, begin, end) for name, t in self.stored.items()}
-            dense = dequantized(parts, self.form)
-            yield _bytes_of(dense.astype(DTYPES[self.dtype]))
+            dense = dequantized(parts, self.form).astype(DTYPES[self.dtype])
+            if not self.allow_nonfinite and _has_nonfinite(dense, self.dtype):
+                raise CheckpointError(
+                    f"{self.name}.weight holds NaN, infinity, or what {self.dtype} cannot hold; "
+                    "--allow-nonfinite goes on"
+                )
+            yield _bytes_of(dense)
 
 
 @dataclass(frozen=True)

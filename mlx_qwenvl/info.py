@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.facts import DEFAULT_CONTEXT, Facts, backend_here, find_facts, located, memory_here
+from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.describe import Part
 from mlx_qwenvl.weights.memory import CHIPS, GPU, kv_bytes_per_token, tokens_per_second
@@ -148,20 +149,20 @@ def _weights(facts: Facts) -> Iterator[str]:
     yield row("part", "parameters", "bytes", "bits/weight", "format").rstrip()
     for part in described.parts:
         bits = f"{part.bits_per_weight:.2f}"
-        size = _bytes(part.stored_bytes)
+        size = in_bytes(part.stored_bytes)
         yield row(part.name, _count(part.parameters), size, bits, _formats(part))
-    total = _count(described.parameters), _bytes(described.stored_bytes)
+    total = _count(described.parameters), in_bytes(described.stored_bytes)
     yield row("all", *total, f"{described.bits_per_weight:.2f}", "").rstrip()
     for part in described.parts:
         for name in part.dense:
             yield f"left dense: {name}"
     files = facts.weight_files
-    yield f"on disk: {_bytes(sum(files.values()))} in {len(files)} weight file" + "s" * (
+    yield f"on disk: {in_bytes(sum(files.values()))} in {len(files)} weight file" + "s" * (
         len(files) > 1
     )
     for variant, stored in facts.variants.items():
         mark = " (default)" if variant == facts.default else ""
-        yield f"variant {variant}{mark}: {'not here' if stored is None else _bytes(stored)}"
+        yield f"variant {variant}{mark}: {'not here' if stored is None else in_bytes(stored)}"
 
 
 def _formats(part: Part) -> str:
@@ -187,41 +188,34 @@ def _memory(facts: Facts) -> Iterator[str]:
     config, needed = facts.description.config, facts.memory(GPU)
     per_token = kv_bytes_per_token(config, GPU)
     in_8_bits = facts.memory(GPU, 8).kv_cache
-    yield f"weights        {_bytes(needed.weights):>9}  as loaded on a GPU"
+    yield f"weights        {in_bytes(needed.weights):>9}  as loaded on a GPU"
     yield (
-        f"KV cache       {_bytes(needed.kv_cache):>9}  {facts.context} tokens of {per_token} "
-        f"bytes; {_bytes(in_8_bits)} with --kv-bits 8"
+        f"KV cache       {in_bytes(needed.kv_cache):>9}  {facts.context} tokens of {per_token} "
+        f"bytes; {in_bytes(in_8_bits)} with --kv-bits 8"
     )
     yield (
-        f"vision tower   {_bytes(needed.vision):>9}  all arrays of one block for "
+        f"vision tower   {in_bytes(needed.vision):>9}  all arrays of one block for "
         f"{facts.look.patches} patches ({facts.look.tokens} tokens)"
     )
-    yield f"or prefill     {_bytes(needed.prefill):>9}  all arrays of one layer for one step"
-    yield f"in all         {_bytes(needed.total):>9}  with the larger of the last two"
+    yield f"or prefill     {in_bytes(needed.prefill):>9}  all arrays of one layer for one step"
+    yield f"in all         {in_bytes(needed.total):>9}  with the larger of the last two"
     backend, here = backend_here(), memory_here()
     here_needed = facts.memory(backend).total
     verdict = "fits" if here_needed <= here else "does not fit"
-    on_cpu = f"; its CPU computes in float32 and needs {_bytes(here_needed)}"
-    yield f"This machine has {_bytes(here)}{on_cpu if backend != GPU else ''}: it {verdict}."
+    on_cpu = f"; its CPU computes in float32 and needs {in_bytes(here_needed)}"
+    yield f"This machine has {in_bytes(here)}{on_cpu if backend != GPU else ''}: it {verdict}."
 
 
 def _ceilings(facts: Facts) -> Iterator[str]:
     described, context = facts.description, facts.context
     yield "Computed from memory bandwidth, not measured; real rates are lower."
-    read = _bytes(described.read_bytes_per_token(GPU.float_bytes))
+    read = in_bytes(described.read_bytes_per_token(GPU.float_bytes))
     yield f"Each token reads {read} of weights, and the keys and values before it."
     yield f"{'':<22}{'GB/s':>7}{'at first':>10}{f'at {context}':>10}"
     for chip, bandwidth in CHIPS.items():
         first = tokens_per_second(described, 0, bandwidth)
         later = tokens_per_second(described, context, bandwidth)
         yield f"{chip:<22}{bandwidth:>7g}{first:>10.0f}{later:>10.0f}"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
 
 
 def _count(number: int) -> str:

@@ -201,7 +201,9 @@ def test_dtype_is_float32_on_the_cpu_and_follows_the_caller(tiny_folder: Path) -
 def test_unknown_dtypes_and_recipes_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(OptionError, match="unknown dtype 'int4'"):
         load(tiny_folder, dtype="int4")
-    with pytest.raises(OptionError, match="unknown quantization .7bit.; expected one of none, 2bit"):
+    with pytest.raises(
+        OptionError, match="unknown quantization '7bit'; expected one of none, 2bit"
+    ):
         load(tiny_folder, quantize="7bit")
 
 

@@ -62,7 +62,7 @@ class Qwen2VL(nn.Module):
         Returns:
             [1, L, D].
         """
-        embeddings = self.model.embed_tokens(token_ids)
+        embeddings = self._token_vectors(token_ids)
         for start, feature in features:
             embeddings[start : start + feature.shape[0]] = feature.astype(embeddings.dtype)
         return embeddings[None]
@@ -81,5 +81,9 @@ class Qwen2VL(nn.Module):
     ) -> mx.array:
         """Logits [B, L, V] of token ids [B, L], or of embeddings [B, L, D] in their place."""
         if input_embeddings is None:
-            input_embeddings = self.model.embed_tokens(inputs)
+            input_embeddings = self._token_vectors(inputs)
         return self.logits(self.model(input_embeddings, cache))
+
+    def _token_vectors(self, token_ids: mx.array) -> mx.array:
+        """Rows of the embedding in the model's dtype, which those of mxfp4 and its like lack."""
+        return self.model.embed_tokens(token_ids).astype(self.model.norm.weight.dtype)

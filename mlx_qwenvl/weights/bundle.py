@@ -9,6 +9,7 @@ described in `docs/format.md`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from mlx_qwenvl.weights.files import (
 MANIFEST = "mlx_qwenvl.json"
 FORMAT_VERSION = 1  # of the manifest; a higher one is not understood
 FILES_PREFIX = "files/"  # of the small files among a single file's tensors
+
+# Files of a variant. No wildcards: what the manifest names is also what is downloaded.
+_WEIGHTS = re.compile(r"([\w.+-]+/)*[\w.+-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,11 @@ def variant_files(folder: Path, variant: str) -> list[str]:
         raise OptionError(f"{folder} has no variants, so no {variant!r}")
     chosen, entry = _choose(folder, read_json(folder / MANIFEST), variant)
     names = _texts(folder, chosen, entry, "files")
-    if any(PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts for n in names):
-        raise CheckpointError(f"{folder / MANIFEST} names a file outside its folder")
+    for name in names:
+        if not _WEIGHTS.fullmatch(name) or ".." in PurePosixPath(name).parts:
+            raise CheckpointError(
+                f"{folder / MANIFEST} names {name!r}, expected a safetensors file in its folder"
+            )
     return names
 
 
@@ -113,7 +120,7 @@ def _choose(
             "a newer mlx-qwenvl may know it"
         )
     variants = manifest.get("variants")
-    chosen = manifest.get("default") if variant is None else variant
+    chosen: Any = manifest.get("default") if variant is None else variant
     if not isinstance(variants, dict) or not variants:
         raise CheckpointError(f"{place} has a manifest without variants")
     if variant is None and not (isinstance(chosen, str) and chosen in variants):

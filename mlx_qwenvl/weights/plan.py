@@ -88,9 +88,10 @@ def make_plan(
         inputs = module.weight.shape[-1]
         if path == PATCH_EMBED:
             inputs *= config.vision.temporal_patch_size  # the checkpoint's; ours has one frame
-            ungrouped[path] = f"its rows of {inputs} are a convolution's"
-        elif inputs % form.group_size:
+        if inputs % form.group_size:
             ungrouped[path] = f"its rows of {inputs} make no groups of {form.group_size}"
+        elif path == PATCH_EMBED:
+            ungrouped[path] = "it is a convolution"
         else:
             formats[path] = form
     return Plan(formats, ungrouped, tuple(notes))

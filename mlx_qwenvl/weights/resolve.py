@@ -67,7 +67,8 @@ def local_path(name: str) -> Path | None:
     if os.path.isfile(path) and path.endswith(".safetensors"):
         return Path(path)
     if os.path.isfile(path):
-        raise ModelNotFound(f"{name} is a file, expected a folder with config.json and weights")
+        kind = "a GGUF file, which MLX's models are not" if path.endswith(".gguf") else "a file"
+        raise ModelNotFound(f"{name} is {kind}; expected a folder with config.json and weights")
     return None
 
 
