@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
-from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.weights.recipes import GROUP_SIZES, RECIPES
 from mlx_qwenvl.weights.resolve import resolve_model
 
@@ -40,7 +40,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"Recipes: {', '.join(RECIPES)}; names of llama.cpp and mistral.rs are understood.",
     )
     p.add_argument("--model", required=True, metavar="NAME|DIR", help="what to convert")
-    p.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    p.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new folder; needed but to --upload one that is",
+    )
     p.add_argument(
         *("--quantize", "-q"),
         nargs="+",
@@ -63,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--report", action="store_true", help="measure what was lost: JSON and a page")
     p.add_argument(
-        "--upload", metavar="OWNER/MODEL", help="send the result to the Hugging Face Hub"
+        "--upload", metavar="OWNER/MODEL", help="send the result, with a card, to the Hub"
     )
     p.add_argument("--private", action="store_true", help="where only you see it")
     p.add_argument("--allow-nonfinite", action="store_true", help="go on where weights are NaN")
@@ -86,6 +91,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         if arguments.single_file:
             raise OptionError("--upload sends a folder; it does not go with --single-file")
         stored_token()  # told now rather than after hours
+    if arguments.output is None:
+        return _upload_only(arguments)
     try:
         outcome = _dense(arguments) if arguments.dequantize else _quantized(arguments)
     except KeyboardInterrupt:
@@ -97,14 +104,32 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.report:
         _report(arguments, outcome, seconds)
     if arguments.upload is not None:
-        address = share(
-            outcome.output,
-            arguments.upload,
-            private=arguments.private,
-            progress=sys.stderr.isatty(),
-        )
-        print(f"it is at {address}", file=sys.stderr)
+        try:
+            _upload(arguments, outcome.output)
+        except QwenVLError as error:
+            again = f"--model {outcome.output} --upload {arguments.upload}"
+            raise QwenVLError(f"{error}; the folder is ready, and {again} sends it") from None
     return EXIT_OK
+
+
+def _upload_only(arguments: argparse.Namespace) -> int:
+    """Send a folder that was converted before."""
+    if arguments.upload is None:
+        raise OptionError("--output is missing: a new folder for the result")
+    given = vars(arguments)
+    idle = [name for name in (*QUANTIZING, "dequantize", "dtype") if given[name]]
+    if idle:
+        option = idle[0].replace("_", "-")
+        raise OptionError(f"--{option} changes the model, so it needs an --output")
+    _upload(arguments, resolve_model(arguments.model))
+    return EXIT_OK
+
+
+def _upload(arguments: argparse.Namespace, folder: Path) -> None:
+    address = share(
+        folder, arguments.upload, private=arguments.private, progress=sys.stderr.isatty()
+    )
+    print(f"it is at {address}", file=sys.stderr)
 
 
 def _wishes(arguments: argparse.Namespace) -> Wishes:

@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 from convert import Wishes, convert
+from convert.__main__ import main
 from convert.card import (
     CardFacts,
     VariantFacts,
@@ -22,6 +23,7 @@ from convert.card import (
     source_repository,
     source_revision,
 )
+from convert.share import card_facts
 from convert.upload import upload, uploaded_files
 from mlx_qwenvl import CheckpointError, QwenVLError, __version__
 from tests.command_lines import PATIENCE, start
@@ -444,3 +446,93 @@ def test_another_folder_knows_none(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(parents=True)
     assert source_revision(tmp_path / place) is None
     assert source_repository(tmp_path / place) is None
+
+
+# --- The command line ---------------------------------------------------------------------------
+
+
+def test_the_card_tells_what_the_folder_is_and_what_was_measured(
+    hub: FakeHub, tmp_path: Path, tiny_folder: Path
+) -> None:
+    output = tmp_path / "written"
+    convert(tiny_folder, output, Wishes(recipes=("4bit", "8bit"), vision_bits=8), name="me/tiny")
+    unmeasured = model_card(card_facts(output, NAME))
+    assert "| `4bit` (default) |" in unmeasured and "was not measured" in unmeasured
+    assert "tower has 8bit (groups of 64)" in unmeasured
+    sums = json.loads((output / "model.safetensors.index.json").read_text())["metadata"]["sha256"]
+    assert all(f"{digest}  {name}" in unmeasured for name, digest in sums.items())
+    quality = {"mean_kl": 0.125, "top1": 0.875}
+    report = {
+        "variants": [{"name": name, "quality": quality} for name in ("4bit", "8bit")],
+        "measurement": {"positions": 300, "prompts": 32},
+    }
+    (output / "report.json").write_text(json.dumps(report))
+    assert main(["--model", str(output), "--upload", NAME]) == 0
+    card = hub.repositories[NAME].files["README.md"].decode()
+    assert "| 0.1250 | 87.5% |" in card
+    assert "300 answer tokens to 32 built-in pictures" in card
+    assert "report.json" in hub.repositories[NAME].files
+
+
+def test_converting_and_uploading_is_one_command(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "written"
+    arguments = ["--model", "demo", "--output", str(output), "--quantize", "4bit"]
+    assert main([*arguments, "--upload", NAME, "--private"]) == 0
+    assert hub.repositories[NAME].is_private
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"it is at {hub.address}/{NAME}" in captured.err
+
+
+def test_a_failed_upload_leaves_the_folder_and_says_how_to_send_it(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refusals["/api/repos/create"] = (HTTPStatus.FORBIDDEN, "no")
+    output = tmp_path / "written"
+    arguments = ["--model", "demo", "--output", str(output), "--quantize", "4bit"]
+    assert main([*arguments, "--upload", NAME]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the folder is ready, and --model {output} --upload {NAME} sends it" in error
+    hub.refusals.clear()
+    assert main(["--model", str(output), "--upload", NAME]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--upload", NAME, "--single-file", "--output", "x"], "does not go with --single-file"),
+        (["--private", "--output", "x"], "--private goes with --upload"),
+        ([], "--output is missing"),
+        (["--upload", NAME, "--quantize", "4bit"], "--quantize changes the model"),
+        (["--upload", NAME, "--report"], "--report changes the model"),
+    ],
+)
+def test_options_that_make_no_upload_are_refused(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["--model", "demo", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_a_missing_token_is_told_before_anything_is_converted(
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    assert main(["--model", "demo", "--output", str(tmp_path / "o"), "--upload", NAME]) == 1
+    assert "hf auth login" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_of_another_converter_is_not_uploaded(
+    hub: FakeHub, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(tiny_folder), "--upload", NAME]) == 1
+    assert "was not written by this converter" in capsys.readouterr().err
+    assert not (tiny_folder / "README.md").exists()
