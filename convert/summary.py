@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
+
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.describe import Description, describe
 
 from .convert import Outcome
+
+_LAYER = re.compile(r"(?<=layers|blocks)\.\d+\.")
 
 
 def summary(outcome: Outcome, seconds: float, peak_bytes: int) -> list[str]:
@@ -30,8 +36,16 @@ def summary(outcome: Outcome, seconds: float, peak_bytes: int) -> list[str]:
         is_chosen = len(outcome.variants) > 1 and number == 0
         name = f"{variant} (default)" if is_chosen else variant
         lines.append(f"{name}: {in_bytes(outcome.variants[variant])}, {_bits(description)}")
-    lines += [f"{path} stays dense: {why}" for path, why in outcome.ungrouped.items()]
-    return lines
+    return lines + _dense(outcome.ungrouped)
+
+
+def _dense(ungrouped: Mapping[str, str]) -> list[str]:
+    """A line for each kind of matrix, however many layers have one."""
+    kinds = Counter((_LAYER.sub(".*.", path), why) for path, why in sorted(ungrouped.items()))
+    return [
+        f"{kind} stays dense" + (f" in {count} layers" if ".*." in kind else "") + f": {why}"
+        for (kind, why), count in kinds.items()
+    ]
 
 
 def _bits(description: Description) -> str:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from mlx_qwenvl.command import EXIT_OK, EXIT_USAGE
+from mlx_qwenvl.command import EXIT_ERROR, EXIT_OK, EXIT_USAGE
 
 COMMANDS = {
     "generate": ("mlx_qwenvl.generate", "answer a question about pictures"),
@@ -34,8 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"mlx-qwenvl: no command {arguments[0]!r}; there is {known}", file=sys.stderr)
         return EXIT_USAGE
-    # Imported only now: each command pays for its own libraries.
-    main_of: object = importlib.import_module(COMMANDS[arguments[0]][0]).main
+    module = COMMANDS[arguments[0]][0]
+    try:
+        # Imported only now: each command pays for its own libraries.
+        main_of: object = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        print(
+            f"mlx-qwenvl: {arguments[0]} is not part of this installation; `pip install -e .` "
+            "installs a checkout",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
     assert callable(main_of)
     return int(main_of(arguments[1:]))
 

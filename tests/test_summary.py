@@ -46,6 +46,20 @@ def test_sizes_are_those_of_the_files_and_bits_follow_from_them(tmp_path: Path) 
     ]
 
 
+def test_matrices_that_stay_dense_are_told_by_kind(tmp_path: Path) -> None:
+    demo = Path(__file__).parent.parent / "mlx_qwenvl" / "demo"
+    outcome = convert(demo, tmp_path / "o", Wishes(recipes=("4bit-g128",)))
+    assert len(outcome.ungrouped) == 37  # rows of 192 in six layers, and the embedding
+    why = "its rows of 192 make no groups of 128"
+    assert summary(outcome, seconds=1, peak_bytes=1)[2:] == [
+        f"model.embed_tokens stays dense: {why}",
+        *(
+            f"model.layers.*.{name}_proj stays dense in 6 layers: {why}"
+            for name in ("mlp.gate", "mlp.up", *(f"self_attn.{part}" for part in "koqv"))
+        ),
+    ]
+
+
 def test_the_report_of_the_command_line_says_what_was_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
