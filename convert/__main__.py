@@ -18,10 +18,10 @@ from .convert import DTYPES, Outcome, Wishes, convert
 from .dequantize import dequantize
 from .draft import how_to_go_on
 from .progress import on_terminal
-from .report import report, write_report
-from .share import share
+from .publishing.share import share
+from .publishing.upload import stored_token
+from .reporting.report import report, write_report
 from .summary import summary
-from .upload import stored_token
 
 PROGRAM = "mlx-qwenvl convert"
 VISION_BITS = (16, 8, 6, 5, 4)

@@ -24,11 +24,11 @@ from mlx_qwenvl.weights.plan import make_plan, vision_recipe
 from mlx_qwenvl.weights.recipes import read_recipe
 from mlx_qwenvl.weights.topology import Topology
 
-from .card import source_name, source_revision
 from .draft import LEARNED, drafting, publish
 from .layout import Variant, make_pieces
 from .output import Record, check_output, write_output
 from .progress import Progress
+from .source import source_name, source_revision
 from .tensors import Rules
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -213,9 +213,9 @@ def _learned(
     progress: Progress,
 ) -> list[Variant]:
     """The variants with weights that were learned from pictures."""
-    from .calibration import calibration_prompts
-    from .learn import learn
-    from .texts import ANSWERS_FILE
+    from .learning.calibration import calibration_prompts
+    from .learning.learn import learn
+    from .learning.texts import ANSWERS_FILE
 
     assert wishes.calibrate is not None, "asked for"
     prompts = calibration_prompts(wishes.calibrate, CALIBRATION_SEED, CALIBRATION_PROMPTS)

@@ -16,13 +16,13 @@ from mlx_qwenvl.weights.load import check_tensors, stored_formats
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.recipes import Format
 
-from .card import source_name, source_revision
 from .convert import DTYPES, Outcome, check_floats, fingerprint, safetensors_dtype
 from .draft import drafting, publish
 from .layout import Piece, TensorJob
 from .output import Record, check_output, write_output
 from .progress import Progress
 from .settings import DTYPE_KEYS
+from .source import source_name, source_revision
 from .tensors import Copy, Dequantize, Rules
 
 MLX_TO_TORCH = (0, 4, 1, 2, 3)  # a convolution's weights [out, t, h, w, in] with channels second

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.calibration import calibration_prompts
-from convert.gptq import Codes, Inputs, pack, quantize_matrix, weighted_error
-from convert.learn import learn
+from convert.learning.calibration import calibration_prompts
+from convert.learning.gptq import Codes, Inputs, pack, quantize_matrix, weighted_error
+from convert.learning.learn import learn
 from convert.pictures import Drawn, builtin_pictures
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.errors import CheckpointError

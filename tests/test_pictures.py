@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.calibration import MAX_SIDE, MOST_QUESTIONS, QUESTIONS_FILE, calibration_prompts
+from convert.learning.calibration import (
+    MAX_SIDE,
+    MOST_QUESTIONS,
+    QUESTIONS_FILE,
+    calibration_prompts,
+)
 from convert.pictures import Drawn, builtin_pictures
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.errors import OptionError

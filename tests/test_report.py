@@ -16,15 +16,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from convert import Wishes, convert, losses
+from convert import Wishes, convert
 from convert.convert import CALIBRATION_SEED
-from convert.facts import Report
-from convert.losses import module_losses
-from convert.page import linear, logarithmic, render_page
-from convert.page import number as in_words
 from convert.pictures import builtin_pictures
-from convert.quality import MAX_TOKENS, answer_logits, kl_divergence, measure, record
-from convert.report import SEED, report, write_report
+from convert.reporting import losses
+from convert.reporting.facts import Report
+from convert.reporting.losses import module_losses
+from convert.reporting.page import linear, logarithmic, render_page
+from convert.reporting.page import number as in_words
+from convert.reporting.quality import MAX_TOKENS, answer_logits, kl_divergence, measure, record
+from convert.reporting.report import SEED, report, write_report
 from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.options import PREFILL_STEP

@@ -16,15 +16,10 @@ from huggingface_hub import ModelCard, constants
 
 from convert import Wishes, convert
 from convert.__main__ import main
-from convert.card import (
-    CardFacts,
-    VariantFacts,
-    model_card,
-    source_repository,
-    source_revision,
-)
-from convert.share import card_facts
-from convert.upload import upload, uploaded_files
+from convert.publishing.card import CardFacts, VariantFacts, model_card
+from convert.publishing.share import card_facts
+from convert.publishing.upload import upload, uploaded_files
+from convert.source import source_repository, source_revision
 from mlx_qwenvl import CheckpointError, QwenVLError, __version__
 from tests.command_lines import PATIENCE, start
 from tests.fake_hub_upload import OWNER, TOKEN, FakeHub, Repository, serving
@@ -324,7 +319,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interruption_ends_an_upload_at_once(hub: FakeHub, folder: Path) -> None:
     hub.stalls = True
     code = (
-        "import sys; from pathlib import Path; from convert.upload import upload;"
+        "import sys; from pathlib import Path; from convert.publishing.upload import upload;"
         "from mlx_qwenvl.command import run;"
         f"body = lambda: upload(Path({str(folder)!r}), {NAME!r}, private=False, progress=False);"
         "sys.exit(run(body, 'upload'))"

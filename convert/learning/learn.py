@@ -32,8 +32,8 @@ from mlx_qwenvl.weights.plan import Plan
 from mlx_qwenvl.weights.quantize import quantized_tensors
 from mlx_qwenvl.weights.recipes import Format
 
+from ..pictures import Drawn
 from .gptq import Inputs, pack, quantize_matrix
-from .pictures import Drawn
 from .texts import LEARNED_FROM, Text, answered, dequantized, digest_of, embedded, names_of
 
 ANSWER_TOKENS = 32  # of the answer to each prompt that are learned from as well

@@ -22,8 +22,8 @@ from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.quantize import dequantized
 from mlx_qwenvl.weights.recipes import Format
 
-from .layout import TORCH_TO_MLX
-from .tensors import BLOCK_BYTES
+from ..layout import TORCH_TO_MLX
+from ..tensors import BLOCK_BYTES
 
 FLOAT32 = 4  # bytes
 _SUFFIX = ".weight"

@@ -14,12 +14,10 @@ from pathlib import Path
 
 from mlx_qwenvl.sizes import in_bytes
 
+from ..source import REPOSITORY, source_repository
+
 CARD_FILE = "README.md"
 DENSE = "none"  # the recipe that quantizes nothing
-
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_CACHE_PREFIX = "models--"  # of a repository's folder in the Hub's cache
 
 
 @dataclass(frozen=True)
@@ -72,35 +70,6 @@ class CardFacts:
     licence: str | None
     measured_on: str | None = None
     repository: str | None = None
-
-
-def source_revision(folder: Path) -> str | None:
-    """The commit of a folder in the Hub's cache, or None of any other folder."""
-    folder = folder.resolve()
-    is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
-    return folder.name if is_snapshot else None
-
-
-def source_repository(folder: Path) -> str | None:
-    """The Hub name of a folder in the Hub's cache, or None of any other folder."""
-    if source_revision(folder) is None:
-        return None
-    name = folder.resolve().parent.parent.name
-    repository = name.removeprefix(_CACHE_PREFIX).replace("--", "/")
-    is_cached = name.startswith(_CACHE_PREFIX) and _REPOSITORY.fullmatch(repository)
-    return repository if is_cached else None
-
-
-def source_name(name: str, folder: Path) -> str:
-    """What a source is called in public: its Hub name, or the last part of its path.
-
-    Args:
-        name: What it was asked for by.
-        folder: Where it was found.
-    """
-    if Path(name).expanduser().exists():
-        return source_repository(folder) or folder.resolve().name
-    return name
 
 
 def model_card(facts: CardFacts) -> str:
@@ -226,7 +195,7 @@ def _hub_name(source: str) -> str | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return source_repository(folder)
-    return source if _REPOSITORY.fullmatch(source) else None
+    return source if REPOSITORY.fullmatch(source) else None
 
 
 def _quoted(text: str) -> str:

@@ -12,8 +12,8 @@ from mlx_qwenvl.weights.bundle import MANIFEST, open_bundle
 from mlx_qwenvl.weights.describe import Part, describe
 from mlx_qwenvl.weights.files import INDEX_FILE
 
+from ..reporting.report import REPORT_FILE
 from .card import CARD_FILE, CardFacts, VariantFacts, model_card
-from .report import REPORT_FILE
 from .upload import upload
 
 

@@ -31,8 +31,8 @@ from mlx_qwenvl.weights.plan import Plan
 from mlx_qwenvl.weights.quantize import quantized_tensors
 from mlx_qwenvl.weights.recipes import Format
 
+from ..pictures import Drawn
 from .calibration import answers_of
-from .pictures import Drawn
 
 ANSWERS_FILE = "answers.json"
 LEARNED_FROM = "learned_from"  # key of a digest in the files that a later run may take

@@ -26,7 +26,7 @@ from mlx_qwenvl.weights.load import load_model
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
 
-from .pictures import Drawn, builtin_pictures, builtin_question
+from ..pictures import Drawn, builtin_pictures, builtin_question
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from mlx_qwenvl.inputs.messages import user_message
 from mlx_qwenvl.inputs.prompt import Prompt, build_prompt
 from mlx_qwenvl.vlm import QwenVL
 
-from .pictures import Drawn
+from ..pictures import Drawn
 
 MAX_TOKENS = 48  # of an answer
 SHOWN = 6  # prompts whose answers are also answered as text: the first ones, which nobody chose

@@ -27,8 +27,10 @@ from mlx_qwenvl.weights.bundle import Bundle, open_bundle
 from mlx_qwenvl.weights.describe import FLOAT_NAMES, Part, describe
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
 
-from .card import source_name, source_revision
-from .convert import Outcome, Wishes
+from ..convert import Outcome, Wishes
+from ..pictures import builtin_pictures
+from ..progress import Progress
+from ..source import source_name, source_revision
 from .facts import (
     REPORT_VERSION,
     Measurement,
@@ -41,8 +43,6 @@ from .facts import (
 )
 from .losses import module_losses
 from .page import render_page
-from .pictures import builtin_pictures
-from .progress import Progress
 from .quality import MAX_TOKENS, Case, answer_texts, compare, computing_dtype, record
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"

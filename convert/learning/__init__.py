@@ -1,0 +1,1 @@
+"""Rounding that is learned from pictures: prompts, their texts, and one layer after another."""

@@ -1,0 +1,1 @@
+"""A converted folder on the Hugging Face Hub: its card, and sending both."""
