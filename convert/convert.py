@@ -154,7 +154,8 @@ def convert(
                 revision=source_revision(source),
                 variants={v.name: v.plan.statement() for v in variants},
                 dtype=wishes.dtype,
-                calibrated=wishes.calibrate,
+                # Outputs are passed on, so no path of this machine stays in them.
+                calibrated=None if wishes.calibrate is None else Path(wishes.calibrate).name,
             )
             finished = write_output(
                 draft, output, bundle.folder, pieces, record, single_file, progress
