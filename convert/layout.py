@@ -82,17 +82,19 @@ def make_pieces(
     jobs: dict[tuple[str, ...], list[TensorJob]] = {}
     for name, tensor in tensors.items():
         path = name.removesuffix(".weight")
-        forms: dict[tuple[Format | None, bool], list[Variant]] = {}
+        forms: dict[tuple[Format | None, str | None], list[Variant]] = {}
         for variant in variants:
             form = variant.plan.formats.get(path) if path != name else None
-            forms.setdefault((form, name in variant.learned), []).append(variant)
-        for (form, is_learned), same in forms.items():
+            # What a variant learned fits its own other layers alone, and is never shared.
+            learner = variant.name if name in variant.learned else None
+            forms.setdefault((form, learner), []).append(variant)
+        for (form, learner), same in forms.items():
             job: TensorJob
             if form is None:
                 turned = name == f"{PATCH_EMBED}.weight" and is_torch(tensor)
                 job = Copy(to_mlx(name), tensor, rules, TORCH_TO_MLX if turned else None)
             else:
-                learned = _learned(same[0], path) if is_learned else None
+                learned = _learned(same[0], path) if learner is not None else None
                 job = Quantize(to_mlx(path), tensor, form, rules, learned)
             jobs.setdefault(tuple(v.name for v in same), []).append(job)
     default = variants[0].name

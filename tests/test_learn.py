@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convert import Wishes, convert
 from convert.learning.calibration import calibration_prompts
 from convert.learning.gptq import Codes, Inputs, pack, quantize_matrix, weighted_error
 from convert.learning.learn import learn
@@ -19,7 +21,7 @@ from convert.pictures import Drawn, builtin_pictures
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.weights.bundle import Bundle, open_bundle
-from mlx_qwenvl.weights.files import StoredTensor, read_header
+from mlx_qwenvl.weights.files import StoredTensor, read_bytes, read_header
 from mlx_qwenvl.weights.load import load_model
 from mlx_qwenvl.weights.plan import Plan, make_plan, vision_recipe
 from mlx_qwenvl.weights.recipes import Format, read_recipe
@@ -318,3 +320,19 @@ def test_a_quantized_source_is_refused(
     quantized = replace(bundle, tensors=learned_weights(bundle, three_bits))
     with pytest.raises(CheckpointError, match="quantized already"):
         learn(quantized, demo.config, planned(demo, "4bit"), builtin_pictures(0, 1), tmp_path)
+
+
+def test_every_variant_has_the_weights_that_it_learned_itself(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two recipes may give a module one format, and yet other codes fit beside other layers."""
+    monkeypatch.setattr(import_module("convert.convert"), "CALIBRATION_PROMPTS", 6)
+    names = ("mixed_2_6", "2bit")
+    wishes = Wishes(recipes=names, calibrate=str(EXAMPLES))
+    convert(tiny_folder, tmp_path / "both", wishes)
+    for name in names:
+        convert(tiny_folder, tmp_path / name, replace(wishes, recipes=(name,)))
+        with open_bundle(tmp_path / "both", name) as both, open_bundle(tmp_path / name) as alone:
+            assert both.tensors.keys() == alone.tensors.keys()
+            for path, tensor in alone.tensors.items():
+                assert read_bytes(both.tensors[path]) == read_bytes(tensor), path
