@@ -24,11 +24,11 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.rope import MRope, Rotate, prompt_positions
+from mlx_qwenvl.weights import quantize
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import read_rows
 from mlx_qwenvl.weights.load import lazy_model
 from mlx_qwenvl.weights.plan import Plan
-from mlx_qwenvl.weights.quantize import quantized_tensors
 from mlx_qwenvl.weights.recipes import Format
 
 from ..pictures import Drawn
@@ -146,13 +146,10 @@ def digest_of(prompts: Iterable[Prompt], more: Iterable[str]) -> str:
 
 def dequantized(path: str, tensors: dict[str, mx.array], form: Format) -> mx.array:
     """A quantized module's weight [R, K] float32, as its tensors will give it."""
-    packed, scales, biases = (tensors.get(name) for name in names_of(path))
-    assert packed is not None and scales is not None, "every format has them"
-    if biases is not None:
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    weight = mx.dequantize(
-        packed, scales, biases, group_size=form.group_size, bits=form.bits, mode=form.mode
-    ).astype(mx.float32)
+    parts = {name.rpartition(".")[2]: tensors[name] for name in names_of(path) if name in tensors}
+    if form.mode == "affine":  # others' scales are bytes
+        parts |= {name: parts[name].astype(mx.float32) for name in ("scales", "biases")}
+    weight = quantize.dequantized(parts, form).astype(mx.float32)
     mx.eval(weight)
     return weight
 
@@ -182,4 +179,6 @@ def _with_pictures(vectors: mx.array, prompt: Prompt, features: dict[bytes, mx.a
 def _as_quantized(rows: mx.array, form: Format | None, dtype: mx.Dtype) -> mx.array:
     if form is None:
         return rows.astype(mx.float32)
-    return dequantized(EMBEDDING, quantized_tensors(EMBEDDING, rows.astype(dtype), form), form)
+    return dequantized(
+        EMBEDDING, quantize.quantized_tensors(EMBEDDING, rows.astype(dtype), form), form
+    )

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor
@@ -115,7 +114,6 @@ def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
         CheckpointError: Weights are missing, superfluous or of another shape.
     """
     stored = check_tensors(tensors, config)
-    _check_patch_embed(stored[f"{PATCH_EMBED}.weight"], config.vision)
     formats = stored_formats(Qwen2VL(config), stored)
     by_part: dict[str, dict[str, StoredTensor]] = {name: {} for name in PARTS}
     for name, tensor in stored.items():
@@ -169,14 +167,6 @@ def _part(
         cast_values=cast_values,
         kept_bytes=kept_bytes,
     )
-
-
-def _check_patch_embed(tensor: StoredTensor, vision: VisionConfig) -> None:
-    """The loader meets this one when it folds it; see `weights/fold.py`."""
-    patch, frames, channels = vision.patch_size, vision.temporal_patch_size, vision.in_channels
-    theirs = (vision.embed_dim, channels, frames, patch, patch)
-    if tensor.shape not in (theirs, (vision.embed_dim, frames, patch, patch, channels)):
-        raise CheckpointError(f"{PATCH_EMBED}.weight has shape {tensor.shape}, expected {theirs}")
 
 
 def _folded_bytes(vision: VisionConfig) -> int:
