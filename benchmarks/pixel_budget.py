@@ -22,6 +22,7 @@ import numpy as np
 
 from mlx_qwenvl.inputs.image import ImageGeometry, PixelBudget, n_tokens_for, smart_resize
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS, TOKEN_PIXELS
+from mlx_qwenvl.kernels.ops import TWINS
 from mlx_qwenvl.models.config import VisionConfig
 from mlx_qwenvl.models.vision import VisionTransformer
 
@@ -44,7 +45,8 @@ def tower(blocks: int) -> VisionTransformer:
             patch_size=14,
             spatial_merge_size=2,
             temporal_patch_size=2,
-        )
+        ),
+        TWINS,
     )
     mx.eval(model.parameters())
     return model

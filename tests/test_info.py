@@ -352,7 +352,7 @@ def test_the_vision_tower_needs_about_what_is_computed(
     width: int, mlp_ratio: int, side: int
 ) -> None:
     vision = VisionConfig(2, width, 8, mlp_ratio * width, 64, 3, 14, 2, 2)
-    tower = VisionTransformer(vision)
+    tower = VisionTransformer(vision, TWINS)
     patches = mx.zeros((1, side * side, 588), mx.uint8)
     mx.eval(tower.parameters(), patches)
     mx.synchronize()

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwenvl.kernels.rotate_qkv import rotate_qkv_twin
 from mlx_qwenvl.models.rope import MRope, prompt_positions, vision_angles
 from tests.golden.hand_worked import HAND_WORKED
 from tests.golden.tiny import TOKEN_ID
@@ -50,31 +51,34 @@ def rotated_by_definition(x: np.ndarray, positions: np.ndarray, section: list[in
     return out
 
 
-@pytest.mark.parametrize(("width", "section"), [(32, [4, 6, 6]), (128, [16, 24, 24])])
-def test_three_axis_rotation_equals_its_definition(width: int, section: list[int]) -> None:
+def rotated(rope: MRope, positions: np.ndarray, x: mx.array) -> mx.array:
+    """x [B, L, H, D] as queries at positions."""
+    batch, length, heads, width = x.shape
+    values = mx.zeros((batch, length, 2 * width))
+    qkv = mx.concatenate([x.reshape(batch, length, -1), values], axis=-1)
+    return rotate_qkv_twin(qkv, None, rope(positions), heads, 1)[0].transpose(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize(("width", "section"), [(32, (4, 6, 6)), (128, (16, 24, 24))])
+def test_three_axis_rotation_equals_its_definition(
+    width: int, section: tuple[int, int, int]
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(9, width))
     positions = rng.integers(0, 300, size=(3, 9))
-    rope = MRope(width, 1e6, (section[0], section[1], section[2]))
-    ours = rope.at_positions(mx.array(positions))(mx.array(x[None, None].astype(np.float32)))
-    expected = rotated_by_definition(x, positions, section)
-    np.testing.assert_allclose(np.array(ours)[0, 0], expected, atol=2e-4)
+    rope = MRope(width, 1e6, section)
+    ours = rotated(rope, positions, mx.array(x[None, :, None].astype(np.float32)))
+    expected = rotated_by_definition(x, positions, list(section))
+    np.testing.assert_allclose(np.array(ours)[0, :, 0], expected, atol=2e-4)
 
 
-def test_equal_axes_rotate_as_one_offset() -> None:
+def test_each_row_of_a_batch_may_have_its_own_positions() -> None:
     rope = MRope(32, 1e6, (4, 6, 6))
-    x = mx.random.normal((2, 3, 5, 32), key=mx.random.key(1))
-    positions = mx.broadcast_to(mx.arange(40, 45), (3, 5))
-    difference = mx.abs(rope.at_offset(40)(x) - rope.at_positions(positions)(x))
-    assert float(difference.max()) < 1e-5
-
-
-def test_each_row_of_a_batch_may_have_its_own_offset() -> None:
-    rope = MRope(32, 1e6, (4, 6, 6))
-    x = mx.random.normal((2, 3, 1, 32), key=mx.random.key(2))
-    both = rope.at_offset(mx.array([7, 90]))(x)
-    alone = mx.concatenate([rope.at_offset(7)(x[:1]), rope.at_offset(90)(x[1:])])
-    assert float(mx.abs(both - alone).max()) < 1e-6
+    x = mx.random.normal((2, 3, 5, 32), key=mx.random.key(2))
+    rows = np.random.default_rng(1).integers(0, 300, size=(3, 2, 3))
+    both = rotated(rope, rows, x)
+    alone = [rotated(rope, rows[:, row], x[row : row + 1]) for row in range(2)]
+    assert float(mx.abs(both - mx.concatenate(alone)).max()) < 1e-6
 
 
 def test_vision_angles_follow_merge_order() -> None:

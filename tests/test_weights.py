@@ -135,7 +135,7 @@ def test_merging_keeps_projections_of_different_bits_apart(
 ) -> None:
     folder = variant(tiny_folder, tmp_path / "m", lambda w: quantized(w, new_style))
     attention = load(folder).model.layers[0].self_attn
-    assert "v_proj" in attention and "qkv_proj" not in attention
+    assert [layer.bits for layer in attention["qkv_proj"]] == [4, 6]
     assert "gate_up_proj" in load(folder).model.layers[0].mlp
 
 

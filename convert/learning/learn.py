@@ -21,9 +21,10 @@ import numpy as np
 
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.inputs.processor import Processor
+from mlx_qwenvl.kernels.ops import TWINS
+from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.cache import KVCache
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.rope import Rotate
 from mlx_qwenvl.models.text import DecoderLayer
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import DTYPES, open_file, read_metadata
@@ -93,7 +94,7 @@ def learn(
     for index in range(total):
         full: DecoderLayer = layers.pop(0)
         mx.eval(full.parameters())
-        ours = DecoderLayer(config.text)
+        ours = DecoderLayer(config.text, TWINS)
         ours.update(full.parameters())
         prefix = f"model.layers.{index}."
         learner = _Learner(prefix, full, ours, texts, plan, bundle, dtype)
@@ -195,8 +196,8 @@ class _Learner:
         hessian, drift, tokens = mx.array(0.0), mx.array(0.0), 0
         for text in self.texts:
             # What comes behind the tap is never evaluated.
-            _run(self.full, block, text.full, text.rotate)
-            _run(self.ours, block, text.ours, text.rotate)
+            _run(self.full, block, text.full, text.rotation)
+            _run(self.ours, block, text.ours, text.rotation)
             right, given = (tap.seen.reshape(-1, tap.seen.shape[-1]) for tap in taps)
             hessian = hessian + given.T @ given
             drift = drift + (right - given).T @ given
@@ -209,8 +210,8 @@ class _Learner:
     def _advance(self, block: str) -> None:
         """Move both streams behind a block."""
         for text in self.texts:
-            text.full = text.full + _run(self.full, block, text.full, text.rotate)
-            text.ours = text.ours + _run(self.ours, block, text.ours, text.rotate)
+            text.full = text.full + _run(self.full, block, text.full, text.rotation)
+            text.ours = text.ours + _run(self.ours, block, text.ours, text.rotation)
             mx.eval(text.full, text.ours)
 
 
@@ -227,11 +228,11 @@ class Tap:
         return self.module(x)
 
 
-def _run(layer: DecoderLayer, block: str, hidden: mx.array, rotate: Rotate) -> mx.array:
+def _run(layer: DecoderLayer, block: str, hidden: mx.array, rotation: Rotation) -> mx.array:
     """What a block adds to hidden states [1, L, D]."""
     added: mx.array
     if block == "mlp":
         added = layer.mlp(layer.post_attention_layernorm(hidden))
     else:
-        added = layer.self_attn(layer.input_layernorm(hidden), rotate, "causal", KVCache())
+        added = layer.self_attn(layer.input_layernorm(hidden), rotation, "causal", KVCache())
     return added

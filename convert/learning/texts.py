@@ -22,8 +22,9 @@ from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.rope import MRope, Rotate, prompt_positions
+from mlx_qwenvl.models.rope import MRope, prompt_positions
 from mlx_qwenvl.weights import quantize
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import read_rows
@@ -44,12 +45,12 @@ class Text:
     """One prompt with its answer, on its way through the decoder.
 
     Attributes:
-        rotate: The rotation of its positions.
+        rotation: Of its positions.
         full: [1, L, D], its hidden states in the full-precision model.
         ours: [1, L, D], the same in the quantized layers.
     """
 
-    rotate: Rotate
+    rotation: Rotation
     full: mx.array
     ours: mx.array
 
@@ -129,7 +130,7 @@ def embedded(
         positions, _ = prompt_positions(length, grids, merge)
         full = _with_pictures(rows.astype(mx.float32)[taken], prompt, features)
         ours = _with_pictures(our_rows[taken], prompt, our_features)
-        texts.append(Text(rope.at_positions(mx.array(positions)), full, ours))
+        texts.append(Text(rope(positions), full, ours))
         mx.eval(full, ours)
     return texts
 

@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.models.attention import attend
+
 GROWTH = 256  # tokens by which a cache grows; a power of two keeps SDPA's strides aligned
 
 
@@ -43,20 +45,17 @@ class Positions:
         self.prompt = prompt
         self.start = start
 
-    def at(self, offset: int, length: int) -> np.ndarray | None:
-        """Positions [3, length] of the tokens at places offset, offset + 1, ...
-
-        Returns:
-            None where each token's three positions are its place plus `rope_delta`.
-        """
+    def at(self, offset: int, length: int) -> np.ndarray:
+        """Positions [3, length] int32 of the tokens at places offset, offset + 1, ..."""
+        after = np.arange(offset, offset + length, dtype=np.int32) + self.rope_delta
+        positions = np.broadcast_to(after, (3, length))
         if self.prompt is None or offset < self.start:
-            return None
+            return positions
         begin = offset - self.start
         known = self.prompt[:, begin : begin + length]
         if known.shape[1] == 0:
-            return None
-        after = np.arange(offset + known.shape[1], offset + length) + self.rope_delta
-        return np.concatenate([known, np.broadcast_to(after, (3, after.size))], axis=1)
+            return positions
+        return np.concatenate([known, positions[:, known.shape[1] :]], axis=1)
 
 
 class LayerCache:
@@ -72,8 +71,32 @@ class LayerCache:
         self.offset = 0
         self.positions = Positions() if positions is None else positions
 
+    def attend(
+        self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None
+    ) -> mx.array:
+        """Append keys and values, and attend from queries to all that are held.
+
+        Args:
+            q: [B, Q, L, D].
+            kv: Keys and values [2, B, H, L, D].
+            scale: Factor of the scores.
+            mask: As `make_mask` gives it.
+
+        Returns:
+            [B, Q, L, D].
+        """
+        raise NotImplementedError
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append keys and values [B, H, L, D]; give all of them [B, H, T, D]."""
+        raise NotImplementedError
+
+    def copy(self, positions: Positions) -> LayerCache:
+        """A cache of the same tokens; what either appends later the other does not see.
+
+        Args:
+            positions: Shared with the copies of the other layers.
+        """
         raise NotImplementedError
 
     @property
@@ -104,39 +127,55 @@ class LayerCache:
 
 
 class KVCache(LayerCache):
-    """Keys and values of one layer in the dtype they come in."""
+    """Keys and values of one layer in the dtype they come in.
+
+    Both lie in one array, so that appending is one write.
+    """
 
     def __init__(self, positions: Positions | None = None) -> None:
         super().__init__(positions)
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self._kv: mx.array | None = None  # [2, B, H, room, D]
+
+    def attend(
+        self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None
+    ) -> mx.array:
+        """Append keys and values, and attend from queries to all that are held."""
+        keys, values = self._append(kv)
+        return attend(q, keys, values, scale, mask)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append keys and values [B, H, L, D]; give all of them [B, H, T, D]."""
-        begin, end = self.offset, self.offset + keys.shape[2]
-        self.keys = _with_room(self.keys, keys, begin, end)
-        self.values = _with_room(self.values, values, begin, end)
-        self.keys[..., begin:end, :] = keys
-        self.values[..., begin:end, :] = values
+        return self._append(mx.stack([keys, values]))
+
+    def _append(self, kv: mx.array) -> tuple[mx.array, mx.array]:
+        begin, end = self.offset, self.offset + kv.shape[3]
+        self._kv = _with_room(self._kv, kv, begin, end)
+        self._kv[:, :, :, begin:end] = kv
         self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        return self._kv[0, :, :, :end], self._kv[1, :, :, :end]
+
+    def copy(self, positions: Positions) -> KVCache:
+        """A cache of the same tokens; what either appends later the other does not see."""
+        twin = KVCache(positions)
+        twin.offset, twin._kv = self.offset, self._kv
+        return twin
 
     @property
     def state(self) -> tuple[mx.array, mx.array] | tuple[()]:
         """Keys and values without spare room."""
-        if self.keys is None or self.values is None:
+        if self._kv is None:
             return ()
-        return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
+        return self._kv[0, :, :, : self.offset], self._kv[1, :, :, : self.offset]
 
     @state.setter
     def state(self, state: tuple[mx.array, mx.array]) -> None:
-        self.keys, self.values = state
-        self.offset = self.keys.shape[2]
+        self._kv = mx.stack([*state])
+        self.offset = self._kv.shape[3]
 
     @property
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
-        return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
+        return 0 if self._kv is None else self._kv.nbytes
 
 
 class QuantizedKVCache(LayerCache):
@@ -156,6 +195,20 @@ class QuantizedKVCache(LayerCache):
         self.group_size = group_size
         self._stored: list[list[mx.array]] = []  # [keys, values] x [packed, scales, biases]
         self._dtype = mx.float32
+
+    def attend(
+        self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None
+    ) -> mx.array:
+        """Append keys and values, and attend from queries to all that are held."""
+        keys, values = self.update_and_fetch(kv[0], kv[1])
+        return attend(q, keys, values, scale, mask)
+
+    def copy(self, positions: Positions) -> QuantizedKVCache:
+        """A cache of the same tokens; what either appends later the other does not see."""
+        twin = QuantizedKVCache(positions, self.bits, self.group_size)
+        twin.offset, twin._dtype = self.offset, self._dtype
+        twin._stored = [list(parts) for parts in self._stored]
+        return twin
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append keys and values [B, H, L, D]; give all of them dequantized [B, H, T, D]."""
@@ -209,10 +262,10 @@ def causal_mask(
 
 def _with_room(stored: mx.array | None, new: mx.array, begin: int, end: int) -> mx.array:
     """`stored` with at least `end` places along the tokens' axis, its first `begin` kept."""
-    if stored is not None and stored.shape[2] >= end:
+    if stored is not None and stored.shape[-2] >= end:
         return stored
     rows = -(-end // GROWTH) * GROWTH
-    batch, heads, _, width = new.shape
     kept = [] if stored is None else [stored[..., :begin, :]]
-    room = mx.zeros((batch, heads, rows - (begin if kept else 0), width), dtype=new.dtype)
-    return mx.concatenate([*kept, room], axis=2)
+    spare = rows - (begin if kept else 0)
+    room = mx.zeros((*new.shape[:-2], spare, new.shape[-1]), dtype=new.dtype)
+    return mx.concatenate([*kept, room], axis=-2)

@@ -9,6 +9,7 @@ to dequantize and multiply.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 import mlx.core as mx
@@ -51,26 +52,25 @@ def _dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding, dtype: mx.Dt
     ).astype(dtype)
 
 
-def merge_rows(layers: Sequence[LinearLike]) -> LinearLike | None:
-    """Make the first layer one whose output is the outputs of all, one after another.
+def merge_rows(layers: Sequence[LinearLike]) -> list[LinearLike]:
+    """Fewer layers whose outputs, one after another, are those of the given ones.
 
-    Rows are independent of each other, quantization groups run along a row, so the merged layer
-    computes the same numbers.
-
-    Returns:
-        The first layer, or None where the layers differ in kind, bits, group size or mode, or
-        carry adapters.
+    Neighbours are merged where they agree in kind, bits, group size and mode. Rows are independent
+    of each other and quantization groups run along a row, so the numbers stay the same.
     """
+    return [_stacked(list(same)) for _, same in groupby(layers, key=_format)]
+
+
+def _format(layer: LinearLike) -> tuple[object, ...]:
+    """What has to be equal in layers that are merged; adapters stay alone."""
+    if isinstance(layer, nn.QuantizedLinear):
+        return type(layer), layer.bits, layer.group_size, layer.mode, *layer
+    return (type(layer), *layer) if type(layer) is nn.Linear else (id(layer),)
+
+
+def _stacked(layers: list[LinearLike]) -> LinearLike:
     first = layers[0]
-    if any(type(layer) is not type(first) or layer.keys() != first.keys() for layer in layers):
-        return None
-    if isinstance(first, nn.QuantizedLinear):
-        formats = {(layer.bits, layer.group_size, layer.mode) for layer in layers}
-        if len(formats) != 1:
-            return None
-    elif not isinstance(first, nn.Linear):
-        return None
-    # Every parameter of either kind (weight, bias, scales, biases) is laid out row by row.
-    stacked = {name: mx.concatenate([layer[name] for layer in layers], axis=0) for name in first}
-    first.update(stacked)
+    if len(layers) > 1:
+        # Every parameter of either kind (weight, bias, scales, biases) is laid out row by row.
+        first.update({n: mx.concatenate([layer[n] for layer in layers], axis=0) for n in first})
     return first

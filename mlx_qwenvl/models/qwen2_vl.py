@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwenvl.kernels.ops import TWINS, Ops
 from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions, QuantizedKVCache
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.text import DecoderLayer, TextModel
@@ -19,13 +20,18 @@ KV_GROUP_SIZE = 64  # numbers that share a scale in a quantized cache, where a h
 
 
 class Qwen2VL(nn.Module):
-    """The whole model; it holds weights and no state of any request."""
+    """The whole model; it holds weights and no state of any request.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: Its shape.
+        ops: The fused steps: Metal kernels or their twins.
+    """
+
+    def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()
         self.config = config
-        self.visual = VisionTransformer(config.vision)
-        self.model = TextModel(config.text)
+        self.visual = VisionTransformer(config.vision, ops)
+        self.model = TextModel(config.text, ops)
         if not config.text.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
 

@@ -1,4 +1,4 @@
-"""Where tokens stand: M-RoPE positions of a prompt, and the rotations made from positions.
+"""Where tokens stand: M-RoPE positions of a prompt, and the angles made from positions.
 
 A text token stands at one number; an image token at three (time, height, width). After an image
 the count goes on behind the largest of its positions, so a prompt of L tokens usually ends at a
@@ -8,18 +8,17 @@ cache. (Qwen2-VL, arXiv:2409.12191, section 2.1.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+
+from mlx_qwenvl.kernels.rotate_qkv import Rotation
 
 VISION_ROPE_THETA = 10000.0  # base of the vision tower's rotary frequencies, the same in all sizes
 
 Grid = tuple[int, int, int]
 """`grid_thw` of one picture: frames / 2, height and width, the latter two in patches."""
-
-Rotate = Callable[[mx.array], mx.array]
-"""Rotates queries or keys [B, H, L, D] to their tokens' positions."""
 
 
 def prompt_positions(
@@ -50,7 +49,7 @@ def prompt_positions(
     return positions, position - index
 
 
-def mrope_inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
+def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
     """Rotary frequencies [head_dim / 2] float32 in radians per position."""
     return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(
         np.float32
@@ -58,56 +57,22 @@ def mrope_inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
 
 
 class MRope:
-    """Rotates text queries and keys by three positions per token.
+    """Makes the rotation of tokens that have three positions each.
 
     Args:
         head_dim: Width of a head, D.
         theta: Base of the frequencies.
-        mrope_section: Frequencies given to time, height and width; they sum to D / 2.
+        section: Frequencies given to time, height and width; they sum to D / 2.
     """
 
-    def __init__(self, head_dim: int, theta: float, mrope_section: tuple[int, int, int]) -> None:
-        self.head_dim = head_dim
-        self.theta = theta
-        self._inverse = mx.array(mrope_inverse_frequencies(head_dim, theta))
-        self._axis = mx.array(np.repeat(np.arange(3), mrope_section))
+    def __init__(self, head_dim: int, theta: float, section: tuple[int, int, int]) -> None:
+        self._inverse = mx.array(inverse_frequencies(head_dim, theta))
+        self._section = section
 
-    def at_offset(self, offset: int | mx.array) -> Rotate:
-        """Rotation for tokens whose three positions are equal: offset, offset + 1, ...
-
-        Args:
-            offset: Position of the first token, one for all rows or [B].
-        """
-        # One kernel and no table: every decode step and every text-only prefill goes this way.
-        return lambda x: mx.fast.rope(
-            x, self.head_dim, traditional=False, base=self.theta, scale=1.0, offset=offset
-        )
-
-    def at_positions(self, positions: mx.array) -> Rotate:
-        """Rotation for tokens with three positions each.
-
-        Args:
-            positions: [3, L] integers (time, height, width).
-        """
-        chosen = mx.take(positions.astype(mx.float32), self._axis, axis=0)  # [D / 2, L]
-        angles = chosen.T * self._inverse  # [L, D / 2]
-        return rotate_halves(mx.cos(angles), mx.sin(angles))
-
-
-def rotate_halves(cos: mx.array, sin: mx.array) -> Rotate:
-    """Rotation of the pairs (x[i], x[i + D/2]) in float32, given back in the input's dtype.
-
-    Args:
-        cos: Broadcasts to [..., D / 2].
-        sin: The same shape as `cos`.
-    """
-
-    def rotate(x: mx.array) -> mx.array:
-        first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
-        turned = mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        return turned.astype(x.dtype)
-
-    return rotate
+    def __call__(self, positions: np.ndarray) -> Rotation:
+        """Rotation of tokens at positions (time, height, width): [3, L], or [3, B, L] by row."""
+        rows = positions[:, None] if positions.ndim == 2 else positions
+        return Rotation(mx.array(rows.astype(np.int32)), self._inverse, self._section)
 
 
 def vision_angles(grid: Grid, head_dim: int, merge_size: int) -> np.ndarray:
@@ -129,5 +94,5 @@ def vision_angles(grid: Grid, head_dim: int, merge_size: int) -> np.ndarray:
         2, height // merge_size, merge_size, width // merge_size, merge_size
     )
     rows_columns = squares.transpose(1, 3, 2, 4, 0).reshape(height * width, 2)
-    inverse = mrope_inverse_frequencies(head_dim // 2, VISION_ROPE_THETA)
+    inverse = inverse_frequencies(head_dim // 2, VISION_ROPE_THETA)
     return (rows_columns[:, :, None] * inverse).reshape(height * width, head_dim // 2)

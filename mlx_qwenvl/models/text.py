@@ -10,18 +10,21 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwenvl.kernels.ops import Ops
+from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.activations import swiglu
 from mlx_qwenvl.models.cache import KVCache, LayerCache
 from mlx_qwenvl.models.config import TextConfig
-from mlx_qwenvl.models.linear import merge_rows
-from mlx_qwenvl.models.rope import MRope, Rotate
+from mlx_qwenvl.models.linear import LinearLike, merge_rows
+from mlx_qwenvl.models.rope import MRope
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose query, key and value projections may be one matmul."""
+    """Grouped-query attention; its query, key and value projections may be one matmul."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
+        self._ops = ops
         self.head_dim = config.head_dim
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
@@ -33,34 +36,30 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def merge_projections(self) -> None:
-        """Make one layer `qkv_proj` of the three, where their formats agree."""
-        merged = merge_rows([self.q_proj, self.k_proj, self.v_proj])
-        if merged is not None:
-            self["qkv_proj"] = merged
-            del self.q_proj, self.k_proj, self.v_proj
+        """Make one layer of the three, where their formats agree, and leave their bias to it."""
+        apart: list[LinearLike] = [self.q_proj, self.k_proj, self.v_proj]
+        if all("bias" in layer for layer in apart):
+            self["qkv_bias"] = mx.concatenate([layer.pop("bias") for layer in apart])
+        self["qkv_proj"] = merge_rows(apart)
+        del self.q_proj, self.k_proj, self.v_proj
 
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        if "qkv_proj" not in self:
-            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        ends = [
-            self.num_heads * self.head_dim,
-            (self.num_heads + self.num_kv_heads) * self.head_dim,
-        ]
-        q, k, v = mx.split(self["qkv_proj"](x), ends, axis=-1)
-        return q, k, v
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Queries, keys and values [B, L, (Q + 2 G) D], and the bias that they still lack."""
+        layers = self.get("qkv_proj")
+        if layers is None:
+            layers = [self.q_proj, self.k_proj, self.v_proj]
+        parts = [layer(x) for layer in layers]
+        qkv = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+        return qkv, self.get("qkv_bias")
 
     def __call__(
-        self, x: mx.array, rotate: Rotate, mask: mx.array | str | None, cache: LayerCache
+        self, x: mx.array, rotation: Rotation, mask: mx.array | str | None, cache: LayerCache
     ) -> mx.array:
         """Attend from x [B, L, D] to the cache and to itself."""
-        batch, length, width = x.shape
-        q, k, v = (
-            projected.reshape(batch, length, -1, self.head_dim).transpose(0, 2, 1, 3)
-            for projected in self._project(x)
-        )
-        k, v = cache.update_and_fetch(rotate(k), v)
-        out = mx.fast.scaled_dot_product_attention(rotate(q), k, v, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+        qkv, bias = self._project(x)
+        q, kv = self._ops.rotate_qkv(qkv, bias, rotation, self.num_heads, self.num_kv_heads)
+        out = cache.attend(q, kv, self.scale, mask)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -75,8 +74,8 @@ class MLP(nn.Module):
     def merge_projections(self) -> None:
         """Make one layer `gate_up_proj` of the two, where their formats agree."""
         merged = merge_rows([self.gate_proj, self.up_proj])
-        if merged is not None:
-            self["gate_up_proj"] = merged
+        if len(merged) == 1:
+            self["gate_up_proj"] = merged[0]
             del self.gate_proj, self.up_proj
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -89,30 +88,50 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer, cut so that each residual add meets the norm behind it."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self._ops = ops
+        self.self_attn = Attention(config, ops)
         self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, rotate: Rotate, mask: mx.array | str | None, cache: LayerCache
-    ) -> mx.array:
-        """Transform x [B, L, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        self,
+        x: mx.array,
+        delta: mx.array | None,
+        rotation: Rotation,
+        mask: mx.array | str | None,
+        cache: LayerCache,
+    ) -> tuple[mx.array, mx.array]:
+        """Run the layer.
+
+        Args:
+            x: The residual stream [B, L, D].
+            delta: What the layer before adds to it; None for the first layer.
+            rotation: The tokens' positions.
+            mask: What each token may see.
+            cache: The layer's.
+
+        Returns:
+            The stream with `delta` and this attention added, and what the MLP adds to it.
+        """
+        x, normed = _add_norm(self._ops, x, delta, self.input_layernorm)
+        delta = self.self_attn(normed, rotation, mask, cache)
+        x, normed = _add_norm(self._ops, x, delta, self.post_attention_layernorm)
+        return x, self.mlp(normed)
 
 
 class TextModel(nn.Module):
     """Embedding, decoder layers and the last norm."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
+        self._ops = ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [DecoderLayer(config, ops) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = MRope(config.head_dim, config.rope_theta, config.mrope_section)
 
@@ -124,18 +143,19 @@ class TextModel(nn.Module):
             cache: One entry a layer; it holds the tokens' positions and receives keys and values.
         """
         layer_caches = [KVCache() for _ in self.layers] if cache is None else cache
-        length = embeddings.shape[1]
-        rotate = self._rotation(layer_caches[0], length)
-        mask = layer_caches[0].make_mask(length)
-        x = embeddings
+        first, length = layer_caches[0], embeddings.shape[1]
+        rotation = self._rope(first.positions.at(first.offset, length))
+        mask = first.make_mask(length)
+        x, delta = embeddings, None
         for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
-            x = layer(x, rotate, mask, layer_cache)
-        return self.norm(x)
+            x, delta = layer(x, delta, rotation, mask, layer_cache)
+        return _add_norm(self._ops, x, delta, self.norm)[1]
 
-    def _rotation(self, cache: LayerCache, length: int) -> Rotate:
-        positions = cache.positions.at(cache.offset, length)
-        if positions is None:
-            return self._rope.at_offset(cache.offset + cache.positions.rope_delta)
-        if (positions == positions[0, 0] + range(length)).all():
-            return self._rope.at_offset(int(positions[0, 0]))
-        return self._rope.at_positions(mx.array(positions))
+
+def _add_norm(
+    ops: Ops, x: mx.array, delta: mx.array | None, norm: nn.RMSNorm
+) -> tuple[mx.array, mx.array]:
+    """The stream with `delta` added, and its norm."""
+    if delta is None:
+        return x, norm(x)
+    return ops.add_rms_norm(x, delta, norm.weight, norm.eps)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwenvl.kernels.ops import Ops
 from mlx_qwenvl.models.activations import gelu, quick_gelu
+from mlx_qwenvl.models.attention import attend
 from mlx_qwenvl.models.config import VisionConfig
-from mlx_qwenvl.models.rope import Grid, Rotate, rotate_halves, vision_angles
+from mlx_qwenvl.models.rope import Grid, vision_angles
 
 PIXEL_CENTRE = 128  # level from 0 to 255 that the patch embedding counts pixels from
 LAYER_NORM_EPS = 1e-6  # of every LayerNorm in the tower; checkpoints do not state it
@@ -41,20 +43,21 @@ class PatchEmbed(nn.Module):
 class VisionAttention(nn.Module):
     """Attention of every patch to every patch of its own frame."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
+        self._ops = ops
         self.num_heads = config.num_heads
         self.scale = config.head_dim**-0.5
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def __call__(self, x: mx.array, rotate: Rotate) -> mx.array:
-        """Attend within x [B, N, D]."""
-        batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, -1)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, N, head_dim]
-        out = mx.fast.scaled_dot_product_attention(rotate(q), rotate(k), v, scale=self.scale)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        """Attend within x [B, N, D], turned by cos and sin [N, head_dim / 2]."""
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        q, k = self._ops.rotate_vision(qkv, cos, sin)
+        v = qkv[:, :, 2].transpose(0, 2, 1, 3)
+        out = attend(q, k, v, self.scale)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class VisionMLP(nn.Module):
@@ -73,16 +76,16 @@ class VisionMLP(nn.Module):
 class VisionBlock(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
-        self.attn = VisionAttention(config)
+        self.attn = VisionAttention(config, ops)
         self.mlp = VisionMLP(config)
 
-    def __call__(self, x: mx.array, rotate: Rotate) -> mx.array:
-        """Transform x [B, N, D]."""
-        x = x + self.attn(self.norm1(x), rotate)
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        """Transform x [B, N, D]; cos and sin are those of the attention."""
+        x = x + self.attn(self.norm1(x), cos, sin)
         return x + self.mlp(self.norm2(x))
 
 
@@ -111,12 +114,12 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """The whole tower."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.merge_size = config.spatial_merge_size
         self.patch_embed = PatchEmbed(config)
-        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.blocks = [VisionBlock(config, ops) for _ in range(config.depth)]
         self.merger = PatchMerger(config)
 
     @property
@@ -139,7 +142,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(patches).astype(self.dtype)
         x = x.reshape(batch * frames, height * width, -1)  # a frame attends to itself alone
         angles = mx.array(vision_angles(grid, self.head_dim, self.merge_size))
-        rotate = rotate_halves(mx.cos(angles), mx.sin(angles))
+        cos, sin = mx.cos(angles), mx.sin(angles)
         for block in self.blocks:
-            x = block(x, rotate)
+            x = block(x, cos, sin)
         return self.merger(x).reshape(batch, -1, self.merger.hidden_size)
