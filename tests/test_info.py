@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_qwenvl import CheckpointError, ModelNotFound, QwenVL, load
 from mlx_qwenvl.facts import Facts, find_facts
 from mlx_qwenvl.info import main
+from mlx_qwenvl.kernels.ops import TWINS
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.vision import VisionTransformer
