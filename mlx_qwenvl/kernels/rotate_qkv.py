@@ -32,11 +32,13 @@ class Rotation:
 
         float32; B is 1 where all rows stand alike.
         """
-        axis = mx.array(np.repeat(np.arange(3), self.section))
-        chosen = mx.take(self.positions, axis, axis=0)  # [D / 2, B, L]
-        angles = (chosen.transpose(1, 2, 0) * self.inverse)[:, :, None, None]
-        sin = mx.sin(angles)
-        return mx.cos(angles), mx.concatenate([-sin, sin], axis=3)
+        # On the host, which waits for the device at this point of a step and not the other way.
+        axis = np.repeat(np.arange(3), self.section)
+        chosen = np.array(self.positions)[axis].transpose(1, 2, 0)  # [B, L, D / 2]
+        angles = chosen.astype(np.float32) * np.array(self.inverse)
+        sin = np.sin(angles)
+        cos, signed = np.cos(angles)[:, :, None], np.stack([-sin, sin], axis=2)
+        return mx.array(cos[:, :, None]), mx.array(signed[:, :, None])
 
 
 def rotate_qkv_twin(

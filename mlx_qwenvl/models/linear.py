@@ -1,6 +1,7 @@
-"""Linear layers as the checkpoint has them, and two exact ways to run them faster.
+"""Linear layers as the checkpoint has them, and exact ways to run them faster.
 
 Merging stacks the rows of layers that read the same input, so that one matmul replaces several.
+`Dense` and `DenseEmbedding` are for decoding on the CPU.
 `DequantizingLinear` and `DequantizingEmbedding` are for MLX's CPU backend, whose quantized matmul
 runs at about 1 GFLOP/s for any number of rows: from a few rows on it is some fifteen times faster
 to dequantize and multiply.
@@ -18,6 +19,43 @@ import mlx.nn as nn
 FEW_ROWS = 4  # rows up to which the CPU's quantized matmul reads less than dequantizing writes
 
 LinearLike: TypeAlias = "nn.Linear | nn.QuantizedLinear"
+
+
+class Dense(nn.Linear):
+    """`nn.Linear` that multiplies a single row as a column on the CPU.
+
+    The numbers are the same; BLAS reads the weights some 1.4 times as fast in that form.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__(inputs, outputs, bias)
+        self._on_cpu = mx.default_device() == mx.cpu
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply to x [..., in], giving [..., out]."""
+        if not self._on_cpu or x.size != x.shape[-1]:
+            return super().__call__(x)
+        out = row_times(x, self["weight"])
+        return out + self["bias"] if "bias" in self else out
+
+
+class DenseEmbedding(nn.Embedding):
+    """`nn.Embedding` whose head does the same."""
+
+    def __init__(self, rows: int, dims: int) -> None:
+        super().__init__(rows, dims)
+        self._on_cpu = mx.default_device() == mx.cpu
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Logits [..., rows of the embedding] for x [..., dims]."""
+        if not self._on_cpu or x.size != x.shape[-1]:
+            return super().as_linear(x)
+        return row_times(x, self["weight"])
+
+
+def row_times(row: mx.array, weight: mx.array) -> mx.array:
+    """The product [..., out] of one row [..., in] and a weight [out, in], computed as a column."""
+    return (weight @ row.reshape(-1, 1)).reshape(*row.shape[:-1], -1)
 
 
 class DequantizingLinear(nn.QuantizedLinear):
@@ -65,7 +103,7 @@ def _format(layer: LinearLike) -> tuple[object, ...]:
     """What has to be equal in layers that are merged; adapters stay alone."""
     if isinstance(layer, nn.QuantizedLinear):
         return type(layer), layer.bits, layer.group_size, layer.mode, *layer
-    return (type(layer), *layer) if type(layer) is nn.Linear else (id(layer),)
+    return (type(layer), *layer) if type(layer) in (nn.Linear, Dense) else (id(layer),)
 
 
 def _stacked(layers: list[LinearLike]) -> LinearLike:

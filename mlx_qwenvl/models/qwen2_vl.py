@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx_qwenvl.kernels.ops import TWINS, Ops
 from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions, QuantizedKVCache
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.linear import Dense
 from mlx_qwenvl.models.text import DecoderLayer, TextModel
 from mlx_qwenvl.models.vision import VisionTransformer
 
@@ -33,7 +34,7 @@ class Qwen2VL(nn.Module):
         self.visual = VisionTransformer(config.vision, ops)
         self.model = TextModel(config.text, ops)
         if not config.text.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+            self.lm_head = Dense(config.text.hidden_size, config.text.vocab_size, bias=False)
 
     @property
     def layers(self) -> list[DecoderLayer]:

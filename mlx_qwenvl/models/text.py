@@ -15,7 +15,7 @@ from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.activations import swiglu
 from mlx_qwenvl.models.cache import KVCache, LayerCache
 from mlx_qwenvl.models.config import TextConfig
-from mlx_qwenvl.models.linear import LinearLike, merge_rows
+from mlx_qwenvl.models.linear import Dense, DenseEmbedding, LinearLike, merge_rows
 from mlx_qwenvl.models.rope import MRope
 
 
@@ -30,10 +30,10 @@ class Attention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.scale = self.head_dim**-0.5
         width, kv_width = config.hidden_size, self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(width, width, bias=True)
-        self.k_proj = nn.Linear(width, kv_width, bias=True)
-        self.v_proj = nn.Linear(width, kv_width, bias=True)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Dense(width, width, bias=True)
+        self.k_proj = Dense(width, kv_width, bias=True)
+        self.v_proj = Dense(width, kv_width, bias=True)
+        self.o_proj = Dense(width, width, bias=False)
 
     def merge_projections(self) -> None:
         """Make one layer of the three, where their formats agree, and leave their bias to it."""
@@ -67,9 +67,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Dense(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Dense(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Dense(config.intermediate_size, config.hidden_size, bias=False)
 
     def merge_projections(self) -> None:
         """Make one layer `gate_up_proj` of the two, where their formats agree."""
@@ -130,7 +130,7 @@ class TextModel(nn.Module):
     def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
         self._ops = ops
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = DenseEmbedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config, ops) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = MRope(config.head_dim, config.rope_theta, config.mrope_section)
