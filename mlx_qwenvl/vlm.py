@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ import numpy as np
 
 from mlx_qwenvl.engine.answer import Stopwatch, answer
 from mlx_qwenvl.engine.conversation import Conversation
+from mlx_qwenvl.engine.feature_store import FEATURE_BYTES, FeatureStore
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
+from mlx_qwenvl.engine.prefix_store import PREFIX_BYTES, PrefixStore
 from mlx_qwenvl.engine.reply import Chunk, Reply
-from mlx_qwenvl.errors import ContextError, PromptError
+from mlx_qwenvl.errors import ContextError, OptionError, PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import (
@@ -61,6 +63,8 @@ def load(
     quantize: str | None = None,
     topology: str | Path | None = None,
     variant: str | None = None,
+    prefix_bytes: int = PREFIX_BYTES,
+    feature_bytes: int = FEATURE_BYTES,
     progress: bool = False,
 ) -> QwenVL:
     """Load a model.
@@ -73,6 +77,8 @@ def load(
         quantize: Quantize the decoder in place: "4bit", "8bit", "mxfp4", ...
         topology: A YAML file that says which parts to quantize otherwise (`docs/topology.md`).
         variant: Which of several stored quantizations to take; by default the model's first.
+        prefix_bytes: Keys and values of earlier prompts to keep, in bytes; 0 keeps none.
+        feature_bytes: Vision features of earlier pictures to keep, in bytes; 0 keeps none.
         progress: Show a bar on stderr while downloading.
 
     Raises:
@@ -100,13 +106,35 @@ def load(
             bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
         )
     _wire_memory()
-    return QwenVL(
-        name, network, tokenizer, template, processor, generation, time.perf_counter() - begin
-    )
+    stores = Stores.of(network, prefix_bytes, feature_bytes)
+    load_s = time.perf_counter() - begin
+    return QwenVL(name, network, tokenizer, template, processor, generation, load_s, stores)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What is kept of earlier questions, see `docs/caches.md`.
+
+    Attributes:
+        prefixes: Keys and values of their prompts and answers.
+        features: Vision features of their pictures.
+    """
+
+    prefixes: PrefixStore
+    features: FeatureStore
+
+    @classmethod
+    def of(cls, model: Qwen2VL, prefix_bytes: int, feature_bytes: int) -> Stores:
+        """Empty stores of a model, bounded in bytes."""
+        for name, value in (("prefix_bytes", prefix_bytes), ("feature_bytes", feature_bytes)):
+            if value < 0:
+                raise OptionError(f"{name} is {value}, expected a number of bytes from 0 up")
+        prefixes = PrefixStore(prefix_bytes, lambda bits: Conversation(model, bits))
+        return cls(prefixes, FeatureStore(feature_bytes))
 
 
 class QwenVL:
-    """A loaded model. It keeps nothing of any question, so several may be asked side by side.
+    """A loaded model. Several questions may be asked side by side.
 
     Args:
         name: What it was loaded by.
@@ -116,6 +144,7 @@ class QwenVL:
         processor: How it takes pictures.
         generation: Its `generation_config.json`, or an empty mapping.
         load_s: Seconds that loading took.
+        stores: What is kept of earlier questions; by default new ones with the usual bounds.
     """
 
     def __init__(
@@ -127,12 +156,14 @@ class QwenVL:
         processor: Processor,
         generation: Mapping[str, Any],
         load_s: float,
+        stores: Stores | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self.processor = processor
+        self.stores = stores or Stores.of(model, PREFIX_BYTES, FEATURE_BYTES)
         self.load_s = load_s
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = _end_ids(generation, tokenizer)
@@ -188,7 +219,7 @@ class QwenVL:
         read = read_options(options, self.sampling)
         turns = _turns(prompt, images, messages, system)
         built = self._prompt(turns, read)
-        return self._answer(Conversation(self.model, read.kv_bits), built, read, watch)
+        return self._answer(built, read, watch)
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation that remembers its pictures and computes nothing twice.
@@ -214,9 +245,12 @@ class QwenVL:
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
         built = self._prompt(_turns(prompt, images, messages, system), options)
-        conversation = Conversation(self.model)
         filled = prefill(
-            self.model, conversation, built, step=options.prefill_step, all_logits=True
+            self.model,
+            Conversation(self.model),
+            built,
+            step=options.prefill_step,
+            all_logits=True,
         )
         return np.array(filled.logits[0].astype(mx.float32))
 
@@ -237,9 +271,7 @@ class QwenVL:
             )
         return built
 
-    def _answer(
-        self, conversation: Conversation, prompt: Prompt, options: Options, watch: Stopwatch
-    ) -> Iterator[Chunk]:
+    def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
         limit = self.config.text.max_position_embeddings
         room = limit - prompt.token_ids.size
         if room < 1:
@@ -249,9 +281,29 @@ class QwenVL:
             )
         options = replace(options, max_tokens=min(options.max_tokens, room))
         watch.reading_s = time.perf_counter() - watch.called
-        return answer(
-            self.model, self.tokenizer, conversation, prompt, options, self.end_ids, watch
-        )
+        stores = self.stores if options.cache else Stores.of(self.model, 0, 0)
+        return self._in_conversation(prompt, stores, options, watch)
+
+    def _in_conversation(
+        self, prompt: Prompt, stores: Stores, options: Options, watch: Stopwatch
+    ) -> Iterator[Chunk]:
+        """Answer in a kept conversation, and keep it also where the answer is broken off."""
+        conversation = stores.prefixes.take(prompt, options.kv_bits)
+        try:
+            yield from answer(
+                self.model,
+                self.tokenizer,
+                conversation,
+                prompt,
+                stores.features,
+                options,
+                self.end_ids,
+                watch,
+            )
+        except (GeneratorExit, KeyboardInterrupt):
+            stores.prefixes.put(conversation)
+            raise
+        stores.prefixes.put(conversation)
 
 
 class Chat:
@@ -264,8 +316,6 @@ class Chat:
 
     def __init__(self, vlm: QwenVL, system: str | None) -> None:
         self._vlm = vlm
-        self._conversation: Conversation | None = None
-        self._kv_bits: int | None = None
         self.messages = [] if system is None else [Message("system", (TextPart(system),))]
 
     def ask(
@@ -299,12 +349,7 @@ class Chat:
         ]
         question = Message("user", tuple(opened))
         built = self._vlm._prompt([*self.messages, question], read)
-        if self._conversation is None or self._kv_bits != read.kv_bits:
-            self._conversation, self._kv_bits = (
-                Conversation(self._vlm.model, read.kv_bits),
-                read.kv_bits,
-            )
-        chunks = self._vlm._answer(self._conversation, built, read, watch)
+        chunks = self._vlm._answer(built, read, watch)
         return self._remembered(chunks, question, stops=bool(read.stop))
 
     def _remembered(

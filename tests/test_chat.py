@@ -65,12 +65,11 @@ def test_the_second_question_runs_no_tower_and_no_old_prompt(
 def conversation(
     vlm: QwenVL, *questions: tuple[str, list[ImageSource]], fresh: bool
 ) -> list[tuple[int, ...]]:
-    """Answers of a conversation, with one cache or with a new one for every question."""
+    """Answers of a conversation, with what was computed before or without."""
     chat, answers = vlm.chat("Be brief."), []
     for text, images in questions:
-        if fresh:
-            chat._conversation = None
-        answers.append(chat.ask(text, images=images, max_tokens=8, temperature=0).token_ids)
+        reply = chat.ask(text, images=images, max_tokens=8, temperature=0, cache=not fresh)
+        answers.append(reply.token_ids)
     return answers
 
 
@@ -130,9 +129,9 @@ def test_an_answer_broken_off_stays_as_far_as_it_went(tiny: QwenVL) -> None:
     assert [m.role for m in chat.messages] == ["user", "assistant"]
     assert chat.messages[1].parts[0].token_ids == tokens  # type: ignore[union-attr]
     follow_up = chat.ask("Go on", max_tokens=4, temperature=0)
-    chat._conversation = None
     del chat.messages[2:]
-    assert chat.ask("Go on", max_tokens=4, temperature=0).token_ids == follow_up.token_ids
+    again = chat.ask("Go on", max_tokens=4, temperature=0, cache=False)
+    assert again.token_ids == follow_up.token_ids
 
 
 def test_a_chat_belongs_to_itself(tiny: QwenVL) -> None:

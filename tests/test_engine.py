@@ -151,6 +151,7 @@ def test_progress_reports_every_step_up_to_the_end(tiny: QwenVL) -> None:
     tiny.generate(
         "Hello there",
         max_tokens=1,
+        cache=False,
         prefill_step=4,
         on_prefill=lambda done, total: seen.append((done, total)),
     )
@@ -166,7 +167,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(tiny: QwenVL) 
 
 
 def test_figures_add_up(tiny: QwenVL) -> None:
-    reply = tiny.generate("What?", images=[SMALL, WIDE], max_tokens=5, temperature=0)
+    reply = tiny.generate("What?", images=[SMALL, WIDE], max_tokens=5, temperature=0, cache=False)
     usage = reply.usage
     assert usage.image_tokens == 3 * 2 + 5 * 2
     assert usage.completion_tokens == len(reply.token_ids) <= 5

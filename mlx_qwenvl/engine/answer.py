@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.decode import decode
+from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import Prefilled, prefill
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
@@ -45,6 +46,7 @@ def answer(
     tokenizer: Tokenizer,
     conversation: Conversation,
     prompt: Prompt,
+    store: FeatureStore,
     options: Options,
     end_ids: frozenset[int],
     watch: Stopwatch,
@@ -57,6 +59,7 @@ def answer(
         conversation: What of the conversation is computed already; kept up to date, also when the
             caller stops listening.
         prompt: The whole conversation.
+        store: Features of pictures seen before.
         options: The call's.
         end_ids: Tokens that end an answer.
         watch: Started by the caller.
@@ -67,7 +70,12 @@ def answer(
     mx.reset_peak_memory()
     watch.prefilled = time.perf_counter()
     filled = prefill(
-        model, conversation, prompt, step=options.prefill_step, on_prefill=options.on_prefill
+        model,
+        conversation,
+        prompt,
+        step=options.prefill_step,
+        store=store,
+        on_prefill=options.on_prefill,
     )
     logits = filled.logits[:, -1]
     sampler = Sampler(options, logits.shape[-1], prompt.token_ids)

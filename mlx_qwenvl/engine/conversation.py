@@ -24,6 +24,7 @@ class Conversation:
     """
 
     def __init__(self, model: Qwen2VL, kv_bits: int | None = None) -> None:
+        self.kv_bits = kv_bits
         self.cache: list[LayerCache] = model.make_cache(kv_bits)
         self._fed = np.empty(0, dtype=np.int32)
         self._slots: tuple[ImageSlot, ...] = ()
@@ -38,32 +39,64 @@ class Conversation:
         """Positions of the conversation's tokens."""
         return self.cache[0].positions
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, spare room included."""
+        return sum(layer.nbytes for layer in self.cache)
+
     def begin(self, prompt: Prompt) -> int:
         """Keep what the prompt shares with the cache and forget the rest.
 
         Returns:
             Tokens of the prompt that are in the cache, at least one fewer than the prompt has.
         """
-        kept = min(self._shared(prompt), self.length, prompt.token_ids.size - 1)
-        for layer in self.cache:
-            layer.trim(layer.offset - kept)
+        kept = self.shared(prompt)
+        self._trim(kept)
         self._fed, self._slots = prompt.token_ids, prompt.slots
         return kept
 
+    def shared(self, prompt: Prompt) -> int:
+        """Tokens of the prompt that need not be computed; its last one always is."""
+        return min(self._common(prompt.token_ids, prompt.slots), prompt.token_ids.size - 1)
+
+    def is_begun_by(self, other: Conversation) -> bool:
+        """Whether all of another conversation stands at the beginning of this one."""
+        return (
+            self.kv_bits == other.kv_bits
+            and self._common(other._fed[: other.length], other._slots) == other.length
+        )
+
     def extend(self, token_ids: Sequence[int]) -> None:
-        """Note the generated tokens that went into the cache behind the prompt."""
+        """Note the generated tokens that went into the cache behind the prompt.
+
+        A step that was broken off has reached some layers only and is forgotten.
+        """
+        self._trim(min(layer.offset for layer in self.cache))
         fed = np.concatenate([self._fed, np.array(token_ids, dtype=np.int32)])
         self._fed = fed[: self.length]
 
-    def _shared(self, prompt: Prompt) -> int:
-        """Length of the longest common beginning."""
-        size = min(self._fed.size, prompt.token_ids.size)
-        differs = np.flatnonzero(self._fed[:size] != prompt.token_ids[:size])
-        shared = int(differs[0]) if differs.size else size
-        for index, slot in enumerate(prompt.slots):
-            if slot.start >= shared:
+    def fork(self, length: int) -> Conversation:
+        """Another conversation that begins with the first `length` tokens of this one."""
+        other = Conversation.__new__(Conversation)
+        positions = Positions()
+        other.kv_bits = self.kv_bits
+        other.cache = [layer.copy(positions, length) for layer in self.cache]
+        other._fed, other._slots = self._fed[:length], self._slots
+        return other
+
+    def _trim(self, length: int) -> None:
+        for layer in self.cache:
+            layer.trim(layer.offset - length)
+
+    def _common(self, token_ids: np.ndarray, slots: Sequence[ImageSlot]) -> int:
+        """Length of the longest beginning that the cache and a prompt have in common."""
+        size = min(self._fed.size, self.length, token_ids.size)
+        differs = np.flatnonzero(self._fed[:size] != token_ids[:size])
+        common = int(differs[0]) if differs.size else size
+        for index, slot in enumerate(slots):
+            if slot.start >= common:
                 break
             old = self._slots[index] if index < len(self._slots) else None
             if old is None or old.start != slot.start or old.image.digest != slot.image.digest:
                 return slot.start
-        return shared
+        return common

@@ -54,6 +54,7 @@ class CallOptions(TypedDict, total=False):
     min_pixels: int | None
     max_pixels: int | None
     kv_bits: int | None
+    cache: bool | None
     prefill_step: int | None
     on_prefill: Callable[[int, int], None] | None
 
@@ -115,6 +116,7 @@ class Options:
         min_pixels: Least pixels of a picture after resizing; None for the model's.
         max_pixels: Most pixels of a picture after resizing; None for the model's.
         kv_bits: 8 or 4 for quantized keys and values; None for the activations' dtype.
+        cache: Whether to reuse what was computed for earlier questions, and to keep what is now.
         prefill_step: Prompt tokens computed at once.
         on_prefill: Called with prompt tokens done and in all, after every step.
     """
@@ -129,6 +131,7 @@ class Options:
     min_pixels: int | None = None
     max_pixels: int | None = None
     kv_bits: int | None = None
+    cache: bool = True
     prefill_step: int = PREFILL_STEP
     on_prefill: Callable[[int, int], None] | None = None
 
@@ -141,6 +144,8 @@ class Options:
             _whole("seed", self.seed, -SEED_LIMIT, SEED_LIMIT - 1)
         if self.kv_bits is not None and self.kv_bits not in KV_BITS:
             raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {KV_BITS}")
+        if not isinstance(self.cache, bool):
+            raise OptionError(f"cache is {self.cache!r}, expected True or False")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise OptionError(f"stop holds {text!r}, expected texts that are not empty")

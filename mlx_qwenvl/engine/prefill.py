@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwenvl.engine.conversation import Conversation
+from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -43,6 +44,7 @@ def prefill(
     prompt: Prompt,
     *,
     step: int,
+    store: FeatureStore | None = None,
     on_prefill: Callable[[int, int], None] | None = None,
     all_logits: bool = False,
 ) -> Prefilled:
@@ -53,6 +55,8 @@ def prefill(
         conversation: Holds the conversation so far, and the whole prompt afterwards.
         prompt: The whole conversation.
         step: Tokens computed at once.
+        store: Features of pictures seen before, which receives the new ones; None where all are
+            to be computed.
         on_prefill: Called with tokens done and tokens in all, after every step.
         all_logits: Give the logits of every computed token instead of the last one's.
     """
@@ -65,7 +69,8 @@ def prefill(
     conversation.positions.expect(positions, rope_delta, start=0)
 
     clock = time.perf_counter()
-    features = _features(model, [slot for slot in prompt.slots if _end(slot) > cached], cached)
+    waiting = [slot for slot in prompt.slots if _end(slot) > cached]
+    features = _features(model, store or FeatureStore(0), waiting, cached)
     vision_s = time.perf_counter() - clock
     embeddings = model.embed(mx.array(prompt.token_ids[cached:]), features)
 
@@ -99,16 +104,23 @@ def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes,
             batch = waiting[begin : begin + at_once]
             patches = mx.array(np.stack([image.patches for image in batch]))
             encoded = model.visual(patches, grid)
-            mx.eval(encoded)
-            features |= {image.digest: encoded[row] for row, image in enumerate(batch)}
+            # Copied out of the batch, so that one that is kept does not keep the others.
+            rows = [mx.contiguous(encoded[row]) for row in range(len(batch))]
+            mx.eval(rows)
+            features |= {image.digest: row for image, row in zip(batch, rows, strict=True)}
     return features
 
 
 def _features(
-    model: Qwen2VL, slots: Sequence[ImageSlot], cached: int
+    model: Qwen2VL, store: FeatureStore, slots: Sequence[ImageSlot], cached: int
 ) -> list[tuple[int, mx.array]]:
     """Features for the slots behind the cached tokens, placed relative to the first of these."""
-    encoded = encode_images(model, [slot.image for slot in slots])
+    known = {slot.image.digest: store.get(slot.image.digest) for slot in slots}
+    encoded = {digest: features for digest, features in known.items() if features is not None}
+    new = encode_images(model, [s.image for s in slots if s.image.digest not in encoded])
+    for digest, features in new.items():
+        store.put(digest, features)
+    encoded |= new
     placed = []
     for slot in slots:
         hidden = max(0, cached - slot.start)  # slots of this picture that are cached

@@ -91,11 +91,12 @@ class LayerCache:
         """Append keys and values [B, H, L, D]; give all of them [B, H, T, D]."""
         raise NotImplementedError
 
-    def copy(self, positions: Positions) -> LayerCache:
-        """A cache of the same tokens; what either appends later the other does not see.
+    def copy(self, positions: Positions, length: int) -> LayerCache:
+        """A cache of the first `length` tokens; what either appends the other does not see.
 
         Args:
             positions: Shared with the copies of the other layers.
+            length: Tokens to keep, at most those that are held.
         """
         raise NotImplementedError
 
@@ -154,10 +155,12 @@ class KVCache(LayerCache):
         self.offset = end
         return self._kv[0, :, :, :end], self._kv[1, :, :, :end]
 
-    def copy(self, positions: Positions) -> KVCache:
-        """A cache of the same tokens; what either appends later the other does not see."""
+    def copy(self, positions: Positions, length: int) -> KVCache:
+        """A cache of the first `length` tokens; what either appends the other does not see."""
         twin = KVCache(positions)
-        twin.offset, twin._kv = self.offset, self._kv
+        if length and self._kv is not None:
+            # Without spare room, so that the first append copies these tokens and no more.
+            twin.offset, twin._kv = length, self._kv[:, :, :, :length]
         return twin
 
     @property
@@ -203,11 +206,12 @@ class QuantizedKVCache(LayerCache):
         keys, values = self.update_and_fetch(kv[0], kv[1])
         return attend(q, keys, values, scale, mask)
 
-    def copy(self, positions: Positions) -> QuantizedKVCache:
-        """A cache of the same tokens; what either appends later the other does not see."""
+    def copy(self, positions: Positions, length: int) -> QuantizedKVCache:
+        """A cache of the first `length` tokens; what either appends the other does not see."""
         twin = QuantizedKVCache(positions, self.bits, self.group_size)
-        twin.offset, twin._dtype = self.offset, self._dtype
-        twin._stored = [list(parts) for parts in self._stored]
+        if length:
+            twin.offset, twin._dtype = length, self._dtype
+            twin._stored = [[a[..., :length, :] for a in parts] for parts in self._stored]
         return twin
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
