@@ -1,35 +1,157 @@
-"""Drop-in for ``mx.fast.metal_kernel``: monkeypatch it in tests, the project's launch code runs unchanged."""
+"""Stands in for ``mx.fast.metal_kernel``, so that the code that launches kernels runs unchanged.
+
+    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+
+Kernels run when they are called, not when their outputs are evaluated: inside ``mx.compile`` or
+another transformation there are no values yet, and MLX says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import mlx.core as mx
 import numpy as np
-import ml_dtypes
 
-from .emulator import MetalError, run_kernel
+from .dtypes import BFLOAT16, Array, TemplateValue
+from .options import current_options
+from .run import Dispatch, run
+from .text import KernelSource
 
-BF = np.dtype(ml_dtypes.bfloat16)
-NP = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: BF, mx.bool_: np.bool_, mx.complex64: np.complex64,
-      **{getattr(mx, f"{u}int{n}"): getattr(np, f"{u}int{n}") for u in ("", "u") for n in (8, 16, 32, 64)}}
+Input: TypeAlias = "mx.array | bool | int | float"
 
-
-def to_np(a):
-    a = a if isinstance(a, mx.array) else mx.array(a)
-    return np.array(mx.view(a, mx.uint16)).view(BF) if a.dtype == mx.bfloat16 else np.array(a)
-
-
-def to_mx(a):
-    if a.dtype == BF:
-        return mx.view(mx.array(a.view(np.uint16)), mx.bfloat16)
-    return mx.array(a)
-
-
-def metal_kernel(name, input_names, output_names, source, header="", ensure_row_contiguous=True, atomic_outputs=False, compile_options=None, **defaults):
-    def call(*, inputs, output_shapes, output_dtypes, grid, threadgroup, template=None, init_value=None, verbose=False, stream=None):
-        arrays = [to_np(a) for a in inputs]
-        tmpl = [(k, NP[v] if isinstance(v, mx.Dtype) else v) for k, v in (template or [])]
-        r = run_kernel(name, input_names, output_names, source, header, inputs=arrays, template=tmpl, grid=grid, threadgroup=threadgroup,
-                       output_shapes=[tuple(s) for s in output_shapes], output_dtypes=[NP[d] for d in output_dtypes], atomic_outputs=atomic_outputs, init_value=init_value, **{**OPTIONS, **defaults})
-        CALLS.append((name, r.stats))
-        return [to_mx(o) for o in r.outputs]
-    return call
+_NUMPY_DTYPES: dict[mx.Dtype, np.dtype[np.generic]] = {
+    mx.bool_: np.dtype(np.bool_),
+    mx.uint8: np.dtype(np.uint8),
+    mx.uint16: np.dtype(np.uint16),
+    mx.uint32: np.dtype(np.uint32),
+    mx.uint64: np.dtype(np.uint64),
+    mx.int8: np.dtype(np.int8),
+    mx.int16: np.dtype(np.int16),
+    mx.int32: np.dtype(np.int32),
+    mx.int64: np.dtype(np.int64),
+    mx.float16: np.dtype(np.float16),
+    mx.float32: np.dtype(np.float32),
+    mx.complex64: np.dtype(np.complex64),
+    mx.bfloat16: BFLOAT16,
+}
+_MATH_MODES = ("safe", "relaxed", "fast")
 
 
-OPTIONS, CALLS = {}, []
+@dataclass(frozen=True)
+class EmulatedKernel:
+    """What ``mx.fast.metal_kernel`` returns."""
+
+    kernel: KernelSource
+
+    def __call__(
+        self,
+        *,
+        inputs: Sequence[Input],
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        template: Sequence[tuple[str, bool | int | mx.Dtype]] | None = None,
+        init_value: float | None = None,
+        verbose: bool = False,
+        stream: mx.Stream | mx.Device | None = None,
+    ) -> list[mx.array]:
+        """Run the kernel; the arguments are MLX's, and so are the complaints about them."""
+        names = self.kernel.input_names, self.kernel.output_names, self.kernel.output_names
+        lists = {"inputs": inputs, "output_shapes": output_shapes, "output_dtypes": output_dtypes}
+        for expected, (what, given) in zip(names, lists.items(), strict=True):
+            if len(given) != len(expected):
+                raise ValueError(
+                    f"[metal_kernel] Expected `{what}` to have size {len(expected)} "
+                    f"but got size {len(given)}."
+                )
+        for what, sizes in (("grid", grid), ("threadgroup", threadgroup)):
+            if len(sizes) != 3:
+                raise TypeError(f"[metal_kernel] `{what}` is three numbers, not {sizes}")
+        result = run(
+            self.kernel,
+            [to_numpy(array) for array in inputs],
+            [(name, _template_value(value)) for name, value in template or ()],
+            Dispatch(
+                grid,
+                threadgroup,
+                tuple(tuple(shape) for shape in output_shapes),
+                tuple(_numpy_dtype(dtype) for dtype in output_dtypes),
+                init_value,
+            ),
+            current_options(),
+        )
+        if verbose:
+            print(f"Generated source code for `{self.kernel.name}`:\n```\n{result.text}\n```")
+        return [to_mlx(array) for array in result.outputs]
+
+
+def metal_kernel(
+    name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    source: str,
+    header: str = "",
+    ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: Mapping[str, str] | None = None,
+) -> EmulatedKernel:
+    """Make a kernel that runs in emulation; the arguments are those of MLX.
+
+    Every `math_mode` computes alike here: what "fast" and "relaxed" allow Apple's compiler is
+    not emulated.
+    """
+    if not output_names:
+        raise ValueError("[metal_kernel] Must specify at least one output.")
+    for option, value in (compile_options or {}).items():
+        if option != "math_mode":
+            raise ValueError(f"[metal_kernel] Unknown compile option `{option}`.")
+        if value not in _MATH_MODES:
+            raise ValueError(
+                "[metal_kernel] Expected math_mode to be 'safe', 'relaxed', or 'fast'."
+            )
+    return EmulatedKernel(
+        KernelSource(
+            name,
+            tuple(input_names),
+            tuple(output_names),
+            source,
+            header,
+            ensure_row_contiguous,
+            atomic_outputs,
+        )
+    )
+
+
+def to_numpy(array: Input) -> Array:
+    """MLX -> NumPy with the strides that the array has; bfloat16 becomes BFLOAT16."""
+    array = array if isinstance(array, mx.array) else mx.array(array)
+    if array.dtype == mx.bfloat16:
+        return np.asarray(mx.view(array, mx.uint16)).view(BFLOAT16)
+    return np.asarray(array)
+
+
+def to_mlx(array: Array) -> mx.array:
+    """NumPy -> MLX, BFLOAT16 included."""
+    if array.dtype == BFLOAT16:
+        return mx.view(mx.array(array.view(np.uint16)), mx.bfloat16)
+    return mx.array(array)
+
+
+def _numpy_dtype(dtype: mx.Dtype) -> np.dtype[np.generic]:
+    if dtype not in _NUMPY_DTYPES:
+        raise ValueError(f"[metal_kernel] Metal has no type for {dtype}")
+    return _NUMPY_DTYPES[dtype]
+
+
+def _template_value(value: bool | int | mx.Dtype) -> TemplateValue:
+    if isinstance(value, mx.Dtype):
+        return _numpy_dtype(value)
+    if isinstance(value, int):
+        return value
+    raise ValueError(
+        "[metal_kernel] Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`."
+    )
