@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .errors import MetalError
 
-_PLACE = re.compile(r"(?:<?(?P<file>\w+):(?P<a>\d+):\d+|\bline:(?P<b>\d+):\d+)")
+_PLACE = re.compile(r"\bline:(?P<b>\d+):\d+|(?P<file>\w+):(?P<a>\d+):\d+")
 _NODE = re.compile(r"^(?P<indent>[|` -]*)(?P<kind>\w+) (?P<id>0x[0-9a-f]+)?")
 _VECTOR_TYPE = re.compile(r"ext_vector_type|'\w+[234]'")
 _DEDUCED = re.compile(r"TemplateArgument type '[^'*&]*__(?:global|local|constant)\b[^'*&]*'")
@@ -33,18 +33,24 @@ def check_tree(dump: str) -> None:
     """Refuse casts and calls whose meaning differs in MSL, recursion, variables out of place."""
     calls: dict[str, set[str]] = {}
     names: dict[str, str] = {}
+    first: dict[str, str] = {}
     function, function_depth = "", 0
     for node in _nodes(dump.splitlines()):
         _check_node(node)
         if function and node.depth <= function_depth:
             function = ""
         if node.kind in ("FunctionDecl", "CXXMethodDecl") and node.id:
-            function, function_depth = node.id, node.depth
-            calls.setdefault(node.id, set())
-            names[node.id] = node.begin
+            # A function that was declared before goes by the name of that declaration.
+            earlier = re.search(r" prev (0x[0-9a-f]+)", node.text)
+            first[node.id] = first.get(earlier[1], earlier[1]) if earlier else node.id
+            function, function_depth = first[node.id], node.depth
+            calls.setdefault(function, set())
+            names[function] = node.begin
         elif function:
             calls[function].update(re.findall(r"\b0x[0-9a-f]+", node.text))
-    _refuse_recursion(calls, names)
+    _refuse_recursion(
+        {caller: {first.get(id, id) for id in ids} for caller, ids in calls.items()}, names
+    )
 
 
 def _nodes(lines: Iterable[str]) -> Iterator[Node]:

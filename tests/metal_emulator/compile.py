@@ -55,7 +55,8 @@ def compile_kernel(text: str, contract: Contract) -> Compiled:
     """Compile what ``rewrite.clang_text`` made, unless that was done before."""
     tools = toolchain()
     shim, runtime = _precompiled_shim(contract), _runtime()
-    key = _digest(text, shim.name, *(part.name for part in runtime))
+    checks = (_HERE / "ast_checks.py").read_text()
+    key = _digest(text, shim.parent.name, checks, *(part.name for part in runtime))
     library, log = tools.cache / f"kernel-{key}.so", tools.cache / f"kernel-{key}.warnings"
     if library.exists() and log.exists():
         os.utime(library)
@@ -105,7 +106,7 @@ def _precompiled_shim(contract: Contract) -> Path:
     folder = tools.cache / f"shim-{_digest(*tools.clang, *flags, *contents)}"
     shim = folder / "shim.pch"
     if shim.exists():
-        return folder / "shim.pch"
+        return shim
     folder.mkdir(exist_ok=True)
     # clang wants the headers as old as they were: a copy that nobody touches.
     for path, content in zip(_HEADERS, contents, strict=True):
