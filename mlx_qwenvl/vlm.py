@@ -84,7 +84,8 @@ def load(
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
-        OptionError: An unknown dtype, quantization or variant, or a bad topology.
+        OptionError: An unknown dtype, quantization or variant, a bad topology, or a bad value of
+            `$MLX_QWENVL_KERNELS`.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
@@ -106,6 +107,7 @@ def load(
             bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
         )
     _wire_memory()
+    log.info("fused steps: %s", network.ops.name)
     stores = Stores.of(network, prefix_bytes, feature_bytes)
     load_s = time.perf_counter() - begin
     return QwenVL(name, network, tokenizer, template, processor, generation, load_s, stores)

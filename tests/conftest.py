@@ -10,7 +10,13 @@ import pytest
 from mlx_qwenvl import QwenVL, load
 from tests.golden.tiny import write_checkpoint
 
-VARIABLES = ("MLX_QWENVL_MODEL", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN")
+VARIABLES = (
+    "MLX_QWENVL_MODEL",
+    "MLX_QWENVL_KERNELS",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_qwenvl.kernels.add_rms_norm import add_rms_norm_twin
-from mlx_qwenvl.kernels.rotate_qkv import Rotation, rotate_qkv_twin
-from mlx_qwenvl.kernels.rotate_vision import rotate_vision_twin
+from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.kernels.add_rms_norm import add_rms_norm, add_rms_norm_twin
+from mlx_qwenvl.kernels.rotate_qkv import Rotation, rotate_qkv, rotate_qkv_twin
+from mlx_qwenvl.kernels.rotate_vision import rotate_vision, rotate_vision_twin
+
+VARIABLE = "MLX_QWENVL_KERNELS"
 
 Pair = tuple[mx.array, mx.array]
 
@@ -19,18 +23,41 @@ class Ops:
     """The fused steps of the model, each described in the file of its name.
 
     Attributes:
+        name: For people: "Metal kernels" or "plain MLX".
         rotate_vision: (qkv, cos, sin) to queries and keys.
         rotate_qkv: (qkv, bias, rotation, heads, kv_heads) to queries, and keys with values.
         add_rms_norm: (x, delta, weight, eps) to sum and norm.
     """
 
+    name: str
     rotate_vision: Callable[[mx.array, mx.array, mx.array], Pair]
     rotate_qkv: Callable[[mx.array, mx.array | None, Rotation, int, int], Pair]
     add_rms_norm: Callable[[mx.array, mx.array, mx.array, float], Pair]
 
 
 TWINS = Ops(
+    name="plain MLX",
     rotate_vision=rotate_vision_twin,
     rotate_qkv=rotate_qkv_twin,
     add_rms_norm=add_rms_norm_twin,
 )
+METAL = Ops(
+    name="Metal kernels",
+    rotate_vision=rotate_vision,
+    rotate_qkv=rotate_qkv,
+    add_rms_norm=add_rms_norm,
+)
+
+
+def choose_ops() -> Ops:
+    """The kernels where Metal computes and `$MLX_QWENVL_KERNELS` is not "off", else the twins.
+
+    Raises:
+        OptionError: The variable is neither "on" nor "off".
+    """
+    asked = os.environ.get(VARIABLE, "on")
+    if asked not in ("on", "off"):
+        raise OptionError(f"{VARIABLE} is {asked!r}; expected on or off")
+    # `is_available` alone is not enough: MLX can be told to compute on a Mac's CPU.
+    metal = mx.metal.is_available() and mx.default_device() == mx.gpu
+    return METAL if asked == "on" and metal else TWINS

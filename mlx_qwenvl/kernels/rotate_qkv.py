@@ -11,6 +11,10 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.kernels.metal import FLOATS, MOST_THREADS, MetalKernel, share, threads_for
+
+FEW_TOKENS = 8  # up to which each head has a thread of its own: too few threads to share work
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -66,3 +70,102 @@ def rotate_qkv_twin(
     q = turned[:, :, :heads].reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
     kv = mx.concatenate([turned[:, :, heads:], split[:, :, heads + kv_heads :]], axis=2)
     return q, kv.reshape(batch, length, 2, kv_heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+KERNEL = MetalKernel(
+    name="rotate_qkv",
+    inputs=("qkv", "bias", "positions", "inverse"),
+    outputs=("q", "kv"),
+    source="""
+    // A thread takes the pair (i, i + D / 2) of SHARE heads of one token, so that one sine and
+    // cosine serves them all. Along x lie the pairs: reads and writes are whole half heads.
+    constexpr uint HALF = D / 2;
+    constexpr uint HEADS = Q + 2 * G;
+    constexpr uint GROUPS = HEADS / SHARE;
+    uint pair = thread_position_in_grid.x;
+    uint token = thread_position_in_grid.y;
+    uint tokens = threads_per_grid.y;
+    uint row = thread_position_in_grid.z / GROUPS;
+    uint rows = threads_per_grid.z / GROUPS;
+    uint first = thread_position_in_grid.z % GROUPS * SHARE;
+
+    float c = 1.0f;
+    float s = 0.0f;
+    if (first < Q + G) {  // groups of values alone need no angle; a SIMD-group agrees on that
+        uint axis = pair < TIME ? 0 : pair < TIME + HEIGHT ? 1 : 2;
+        uint stand = ALIKE ? axis : axis * rows + row;
+        float angle = static_cast<float>(positions[stand * tokens + token]) * inverse[pair];
+        c = metal::precise::cos(angle);
+        s = metal::precise::sin(angle);
+    }
+    for (uint r = 0; r < SHARE; ++r) {
+        uint head = first + r;  // queries' heads, then keys', then values'
+        size_t from = ((size_t(row) * tokens + token) * HEADS + head) * D + pair;
+        T low = qkv[from];
+        T high = qkv[from + HALF];
+        if (BIASED) {  // the sum is rounded before it is turned, as an add of MLX's is
+            low = static_cast<T>(
+                static_cast<float>(low) + static_cast<float>(bias[head * D + pair]));
+            high = static_cast<T>(
+                static_cast<float>(high) + static_cast<float>(bias[head * D + pair + HALF]));
+        }
+        if (head < Q + G) {
+            float a = static_cast<float>(low);
+            float b = static_cast<float>(high);
+            low = static_cast<T>(a * c - b * s);
+            high = static_cast<T>(b * c + a * s);
+        }
+        if (head < Q) {
+            size_t to = ((size_t(row) * Q + head) * tokens + token) * D + pair;
+            q[to] = low;
+            q[to + HALF] = high;
+        } else {
+            uint kind = (head - Q) / G;  // 0 keys, 1 values
+            size_t place = (size_t(kind) * rows + row) * G + (head - Q) % G;
+            size_t to = (place * tokens + token) * D + pair;
+            kv[to] = low;
+            kv[to + HALF] = high;
+        }
+    }
+""",
+)
+
+
+def rotate_qkv(
+    qkv: mx.array, bias: mx.array | None, rotation: Rotation, heads: int, kv_heads: int
+) -> tuple[mx.array, mx.array]:
+    """The same in one launch, row-contiguous, from qkv as the projection's matmul wrote it.
+
+    The angle is a float32 product of position and frequency, as in the twin's tables.
+    """
+    batch, length, merged = qkv.shape
+    every = heads + 2 * kv_heads
+    width = merged // every
+    half = width // 2
+    if (
+        qkv.dtype not in FLOATS
+        or (bias is not None and bias.dtype != qkv.dtype)
+        or width % 2 != 0
+        or half > MOST_THREADS
+        or qkv.size == 0
+    ):
+        return rotate_qkv_twin(qkv, bias, rotation, heads, kv_heads)
+    shared = 1 if batch * length <= FEW_TOKENS else share(every)
+    time, height, _ = rotation.section
+    return KERNEL(
+        [qkv, qkv if bias is None else bias, rotation.positions, rotation.inverse],
+        template=[
+            ("T", qkv.dtype),
+            ("Q", heads),
+            ("G", kv_heads),
+            ("D", width),
+            ("TIME", time),
+            ("HEIGHT", height),
+            ("SHARE", shared),
+            ("ALIKE", rotation.positions.shape[1] == 1),
+            ("BIASED", bias is not None),
+        ],
+        grid=(half, length, batch * every // shared),
+        threadgroup=threads_for(half, length),
+        shapes=[(batch, heads, length, width), (2, batch, kv_heads, length, width)],
+    )

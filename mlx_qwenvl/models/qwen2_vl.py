@@ -31,6 +31,7 @@ class Qwen2VL(nn.Module):
     def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()
         self.config = config
+        self.ops = ops
         self.visual = VisionTransformer(config.vision, ops)
         self.model = TextModel(config.text, ops)
         if not config.text.tie_word_embeddings:

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
+from mlx_qwenvl.kernels.ops import choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import StoredTensor, open_file
@@ -46,7 +47,7 @@ def load_model(
 
     Raises:
         CheckpointError: Weights are missing, broken, superfluous or of another shape.
-        OptionError: An unknown dtype.
+        OptionError: An unknown dtype, or `$MLX_QWENVL_KERNELS` is neither "on" nor "off".
     """
     model = lazy_model(tensors, config, normalization, dtype=dtype, plan=plan)
     if pads_mlp():
@@ -73,7 +74,7 @@ def lazy_model(
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     stored = check_tensors(tensors, config)
-    model = Qwen2VL(config)
+    model = Qwen2VL(config, choose_ops())
     _replace(model, stored_formats(model, stored))
     if plan is not None and plan.formats:
         if any(name.endswith(".scales") for name in stored):
