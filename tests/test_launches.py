@@ -1,0 +1,46 @@
+"""The launch budget of a decode step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_map
+
+from mlx_qwenvl.kernels.ops import METAL, TWINS, Ops
+from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from tests.launches import count_launches
+
+BUDGET = 10  # launches of one layer of the 2B at 4 bits; mlx-lm's qwen2 takes 20
+VISION = VisionConfig(1, 32, 2, 64, 1536, 3, 14, 2, 2)
+
+
+def step(layers: int, ops: Ops, batch: int = 1) -> Counter[str]:
+    """Launches of one decode step of the 2B's decoder, with some layers and a small vocabulary."""
+    text = TextConfig(512, 1536, layers, 8960, 12, 2, 1e-6, 1e6, (16, 24, 24), 4096, True)
+    model = Qwen2VL(Config(VISION, text, 0, 1, 2, 3), ops)
+    model.update(tree_map(lambda array: mx.zeros(array.shape, mx.bfloat16), model.parameters()))
+    nn.quantize(model.model, group_size=64, bits=4)
+    model.merge_projections()
+    cache = model.make_cache()
+    mx.eval(model.parameters())
+    for layer in cache:
+        keys = mx.zeros((batch, 2, 3, 128), mx.bfloat16)
+        layer.update_and_fetch(keys, keys)
+    return count_launches(lambda tokens: model(tokens, cache), mx.zeros((batch, 1), mx.int32))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_decode_step_keeps_to_its_launch_budget(batch: int) -> None:
+    one, three = step(1, METAL, batch), step(3, METAL, batch)
+    per_layer = {name: (three[name] - one[name]) / 2 for name in three}
+    assert sum(per_layer.values()) <= BUDGET, per_layer
+    assert per_layer["CustomKernel"] == 3  # two norms and a rotation
+    assert per_layer["QuantizedMatmul"] == 4
+
+
+def test_the_kernels_take_launches_away() -> None:
+    assert step(1, METAL).total() < step(1, TWINS).total()
