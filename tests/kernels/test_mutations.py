@@ -141,7 +141,7 @@ MODULES: dict[str, tuple[ModuleType, Any]] = {
     ("name", "mistake"), [(name, mistake) for name in MISTAKES for mistake in MISTAKES[name]]
 )
 def test_the_check_refuses_a_kernel_with_one_mistake(
-    name: str, mistake: str, launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+    name: str, mistake: str, emulated: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, cases = MODULES[name]
     right, wrong = MISTAKES[name][mistake]

@@ -14,7 +14,7 @@ from mlx_qwenvl.kernels.ops import METAL
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from tests.kernels.checks import NORM, QKV, VISION, Norm, Qkv, Vision
 from tests.kernels.references import DTYPES
-from tests.metal_emulator import metal_kernel
+from tests.metal_emulator import metal_kernel, unavailable
 
 CASES: list[tuple[ModuleType, Any]] = [
     *((rotate_vision, case) for case in VISION),
@@ -47,6 +47,7 @@ def arrays_of(case: Vision | Qkv | Norm, dtype: mx.Dtype) -> list[mx.array]:
     return [*given, rotation.positions, rotation.inverse]
 
 
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 @pytest.mark.skipif(mx.metal.is_available(), reason="a trace with Metal reports another text")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("module", "case"), CASES)

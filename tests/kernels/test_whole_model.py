@@ -30,7 +30,7 @@ def metal_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("metal_here")
 def test_whole_model_with_kernels_emulated_gives_the_same_tokens(
-    tiny: QwenVL, tiny_folder: Path, launches: list[Launch]
+    tiny: QwenVL, tiny_folder: Path, emulated: list[Launch]
 ) -> None:
     question: dict[str, Any] = {
         "prompt": "What is shown?",
@@ -39,15 +39,15 @@ def test_whole_model_with_kernels_emulated_gives_the_same_tokens(
         "max_tokens": TOKENS,
     }
     want = tiny.generate(**question)
-    assert not launches
-    emulated = load(tiny_folder, dtype="float32")
-    assert (emulated.model.ops, tiny.model.ops) == (METAL, TWINS)
-    got = emulated.generate(**question)
+    assert not emulated
+    vlm = load(tiny_folder, dtype="float32")
+    assert (vlm.model.ops, tiny.model.ops) == (METAL, TWINS)
+    got = vlm.generate(**question)
     assert got.token_ids == want.token_ids
     assert len(got.token_ids) == TOKENS
 
-    counted = Counter(launch.name for launch in launches)
-    layers, blocks = len(emulated.model.layers), len(emulated.model.visual.blocks)
+    counted = Counter(launch.name for launch in emulated)
+    layers, blocks = len(vlm.model.layers), len(vlm.model.visual.blocks)
     steps = counted["rotate_qkv"] // layers
     assert steps >= TOKENS  # prefill gives the first token; one step may run ahead of the last
     assert counted == {
@@ -55,12 +55,12 @@ def test_whole_model_with_kernels_emulated_gives_the_same_tokens(
         "rotate_qkv": layers * steps,
         "add_rms_norm": 2 * layers * steps,  # the first layer's first has nothing to add
     }
-    assert not any(launch.copied for launch in launches)
+    assert not any(launch.copied for launch in emulated)
 
 
 @pytest.mark.usefixtures("metal_here")
 def test_embedded_model_with_kernels_emulated_gives_the_same_tokens(
-    demo: QwenVL, launches: list[Launch]
+    demo: QwenVL, emulated: list[Launch]
 ) -> None:
     question: dict[str, Any] = {
         "prompt": "Describe this image.",
@@ -69,27 +69,27 @@ def test_embedded_model_with_kernels_emulated_gives_the_same_tokens(
         "max_tokens": TOKENS,
     }
     want = demo.generate(**question)
-    assert not launches
+    assert not emulated
     with emulator_options(orders=("random",)):
         got = load("demo", dtype="float32").generate(**question)
     assert got.token_ids == want.token_ids
-    assert {launch.name for launch in launches} == {"rotate_vision", "rotate_qkv", "add_rms_norm"}
-    assert not any(launch.copied for launch in launches)
+    assert {launch.name for launch in emulated} == {"rotate_vision", "rotate_qkv", "add_rms_norm"}
+    assert not any(launch.copied for launch in emulated)
 
 
 @pytest.mark.usefixtures("metal_here")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_whole_model_in_16_bits_stays_near_its_twin(
-    tiny_folder: Path, dtype: str, launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, dtype: str, emulated: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question: dict[str, Any] = {"prompt": "What?", "images": [picture(1, 56, 56)]}
     with emulator_options(orders=("forward",)):
         got = load(tiny_folder, dtype=dtype).logits(**question)
-    launched = len(launches)
+    launched = len(emulated)
     assert launched
     monkeypatch.setattr(loading, "choose_ops", lambda: TWINS)
     want = load(tiny_folder, dtype=dtype).logits(**question)
-    assert len(launches) == launched
+    assert len(emulated) == launched
     # Activations are rounded some forty times on their way; logits reach 9.
     assert abs(got - want).max() < (0.1 if dtype == "float16" else 0.8)
     assert abs(got - want).mean() < (0.01 if dtype == "float16" else 0.08)
