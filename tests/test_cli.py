@@ -126,10 +126,11 @@ def test_verbose_tells_what_each_picture_became_and_where_time_went() -> None:
     images = ("--image", SHAPES, "--image", SHAPES, "--max-pixels", "7056")
     ran = run(*GENERATE, "--model", "demo", "--verbose", *images)
     assert ran.code == 0
-    assert ran.err_lines[0] == "picture 1: 448 x 448 pixels, read as 84 x 84, 9 tokens"
-    assert ran.err_lines[1].startswith("picture 2: ")
-    assert "18 of pictures" in ran.err_lines[2]
-    assert "first token after" in ran.err_lines[3]
+    assert ran.err_lines[0].startswith("fused steps: ")
+    assert ran.err_lines[1] == "picture 1: 448 x 448 pixels, read as 84 x 84, 9 tokens"
+    assert ran.err_lines[2].startswith("picture 2: ")
+    assert "18 of pictures" in ran.err_lines[3]
+    assert "first token after" in ran.err_lines[4]
     assert "\r" not in ran.err
 
 
