@@ -20,7 +20,7 @@ from mlx_qwenvl.errors import (
 )
 from mlx_qwenvl.vlm import Chat, QwenVL, load
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Chat",
