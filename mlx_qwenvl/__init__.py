@@ -7,6 +7,7 @@ print(vlm.generate("What is shown in this image?", images=["shapes.png"]))
 """
 
 from mlx_qwenvl import blas as _blas  # noqa: F401 - has to come before anything imports MLX
+from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine.reply import Chunk, Reply, Timings, TokenLogprob, Usage
 from mlx_qwenvl.errors import (
     CheckpointError,
@@ -18,7 +19,7 @@ from mlx_qwenvl.errors import (
     PromptError,
     QwenVLError,
 )
-from mlx_qwenvl.vlm import Chat, QwenVL, load
+from mlx_qwenvl.vlm import QwenVL, load
 
 __version__ = "0.3.0"
 

@@ -6,7 +6,6 @@ on this machine, these alone are read from the Hub.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from mlx_qwenvl.weights.memory import (
     Backend,
     Memory,
     kv_bytes_per_token,
+    memory_here,
     memory_needed,
     tokens_per_second,
 )
@@ -248,14 +248,6 @@ def located(name: str, variant: str | None) -> Iterator[tuple[Path, bool]]:
 def backend_here() -> Backend:
     """How this machine computes."""
     return CPU if mx.default_device() == mx.cpu else GPU
-
-
-def memory_here() -> int:
-    """Bytes that a model may take on this machine: what Metal recommends, else all there is."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if recommended:
-        return int(recommended)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _variants(folder: Path) -> tuple[str | None, list[str]]:

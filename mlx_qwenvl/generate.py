@@ -56,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
     p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
     p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    p.add_argument("--no-cache", action="store_true", help="compute all, keep nothing")
+    p.add_argument(
+        "--disk-cache",
+        action="store_true",
+        help="keep pictures' features and prompts on disk, for you alone (docs/caches.md)",
+    )
     p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--verbose", action="store_true", help="sizes and timings on stderr")
@@ -83,6 +89,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         quantize=arguments.quantize,
         topology=arguments.topology,
         variant=arguments.variant,
+        disk_cache=_disk_cache(arguments),
         progress=sys.stderr.isatty(),
     )
     chunks: list[Chunk] = []
@@ -106,6 +113,12 @@ def _answer(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _disk_cache(arguments: argparse.Namespace) -> bool | None:
+    if arguments.no_cache:
+        return False
+    return True if arguments.disk_cache else None
+
+
 def _options(arguments: argparse.Namespace) -> CallOptions:
     return {
         "max_tokens": arguments.max_tokens,
@@ -121,6 +134,7 @@ def _options(arguments: argparse.Namespace) -> CallOptions:
         "min_pixels": arguments.min_pixels,
         "max_pixels": arguments.max_pixels,
         "kv_bits": arguments.kv_bits,
+        "cache": not arguments.no_cache,
     }
 
 

@@ -11,11 +11,17 @@ from contextlib import contextmanager
 
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import CheckpointError, OptionError
-from mlx_qwenvl.facts import DEFAULT_CONTEXT, Facts, backend_here, find_facts, located, memory_here
+from mlx_qwenvl.facts import DEFAULT_CONTEXT, Facts, backend_here, find_facts, located
 from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.describe import Part
-from mlx_qwenvl.weights.memory import CHIPS, GPU, kv_bytes_per_token, tokens_per_second
+from mlx_qwenvl.weights.memory import (
+    CHIPS,
+    GPU,
+    kv_bytes_per_token,
+    memory_here,
+    tokens_per_second,
+)
 from mlx_qwenvl.weights.verify import Checked, verify
 
 PROGRAM = "mlx-qwenvl info"

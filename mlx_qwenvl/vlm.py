@@ -9,31 +9,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine.answer import Stopwatch, answer
 from mlx_qwenvl.engine.conversation import Conversation
-from mlx_qwenvl.engine.feature_store import FEATURE_BYTES, FeatureStore
+from mlx_qwenvl.engine.disk_tier import DISK_BYTES, DiskTier
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
-from mlx_qwenvl.engine.prefix_store import PREFIX_BYTES, PrefixStore
 from mlx_qwenvl.engine.reply import Chunk, Reply
-from mlx_qwenvl.errors import ContextError, OptionError, PromptError
+from mlx_qwenvl.engine.stores import Stores, disk_folder
+from mlx_qwenvl.errors import ContextError, OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
-from mlx_qwenvl.inputs.messages import (
-    ImagePart,
-    Message,
-    TextPart,
-    TokensPart,
-    parse_messages,
-    user_message,
-)
+from mlx_qwenvl.inputs.messages import ImagePart, Message, question_messages
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
@@ -42,6 +36,7 @@ from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.identity import model_identity
 from mlx_qwenvl.weights.load import load_model
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
@@ -63,8 +58,10 @@ def load(
     quantize: str | None = None,
     topology: str | Path | None = None,
     variant: str | None = None,
-    prefix_bytes: int = PREFIX_BYTES,
-    feature_bytes: int = FEATURE_BYTES,
+    prefix_bytes: int | None = None,
+    feature_bytes: int | None = None,
+    disk_cache: str | Path | bool | None = None,
+    disk_cache_bytes: int = DISK_BYTES,
     progress: bool = False,
 ) -> QwenVL:
     """Load a model.
@@ -77,20 +74,28 @@ def load(
         quantize: Quantize the decoder in place: "4bit", "8bit", "mxfp4", ...
         topology: A YAML file that says which parts to quantize otherwise (`docs/topology.md`).
         variant: Which of several stored quantizations to take; by default the model's first.
-        prefix_bytes: Keys and values of earlier prompts to keep, in bytes; 0 keeps none.
-        feature_bytes: Vision features of earlier pictures to keep, in bytes; 0 keeps none.
+        prefix_bytes: Keys and values of earlier prompts to keep in memory, in bytes; 0 keeps none.
+        feature_bytes: Vision features of earlier pictures to keep in memory; 0 keeps none.
+        disk_cache: A folder where both outlive the process, or True for the user's cache folder;
+            by default `$MLX_QWENVL_DISK_CACHE`, else nothing is written. See `docs/caches.md`.
+        disk_cache_bytes: Bytes to keep there at most.
         progress: Show a bar on stderr while downloading.
 
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
-        OptionError: An unknown dtype, quantization or variant, a bad topology, or a bad value of
-            `$MLX_QWENVL_KERNELS`.
+        OptionError: An unknown dtype, quantization or variant, a bad topology, bound or folder,
+            or a bad value of `$MLX_QWENVL_KERNELS`.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
     rules = None if topology is None else Topology.from_file(Path(topology))
     recipe = read_recipe(quantize or "none")
+    outliving = disk_folder(disk_cache)
+    if disk_cache_bytes < 0:
+        raise OptionError(
+            f"disk_cache_bytes is {disk_cache_bytes}, expected a number of bytes from 0 up"
+        )
     path = resolve_model(name, variant, progress=progress)
     with open_bundle(path, variant) as bundle:
         folder = bundle.folder
@@ -106,33 +111,19 @@ def load(
         network = load_model(
             bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
         )
+        disk = None
+        if outliving is not None:
+            from mlx_qwenvl import __version__
+
+            identity = model_identity(
+                __version__, network, bundle.tensors, processor.normalization, repr(plan.formats)
+            )
+            disk = DiskTier(outliving, disk_cache_bytes, identity)
     _wire_memory()
     log.info("fused steps: %s", network.ops.name)
-    stores = Stores.of(network, prefix_bytes, feature_bytes)
+    stores = Stores.of(network, prefix_bytes, feature_bytes, disk)
     load_s = time.perf_counter() - begin
     return QwenVL(name, network, tokenizer, template, processor, generation, load_s, stores)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What is kept of earlier questions, see `docs/caches.md`.
-
-    Attributes:
-        prefixes: Keys and values of their prompts and answers.
-        features: Vision features of their pictures.
-    """
-
-    prefixes: PrefixStore
-    features: FeatureStore
-
-    @classmethod
-    def of(cls, model: Qwen2VL, prefix_bytes: int, feature_bytes: int) -> Stores:
-        """Empty stores of a model, bounded in bytes."""
-        for name, value in (("prefix_bytes", prefix_bytes), ("feature_bytes", feature_bytes)):
-            if value < 0:
-                raise OptionError(f"{name} is {value}, expected a number of bytes from 0 up")
-        prefixes = PrefixStore(prefix_bytes, lambda bits: Conversation(model, bits))
-        return cls(prefixes, FeatureStore(feature_bytes))
 
 
 class QwenVL:
@@ -165,7 +156,7 @@ class QwenVL:
         self.tokenizer = tokenizer
         self.template = template
         self.processor = processor
-        self.stores = stores or Stores.of(model, PREFIX_BYTES, FEATURE_BYTES)
+        self.stores = stores or Stores.of(model)
         self.load_s = load_s
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = _end_ids(generation, tokenizer)
@@ -219,7 +210,7 @@ class QwenVL:
         """Answer a question piece by piece; arguments and errors are those of `generate`."""
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = _turns(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system)
         built = self._prompt(turns, read)
         return self._answer(built, read, watch)
 
@@ -246,7 +237,7 @@ class QwenVL:
         The arguments are those of `generate`.
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
-        built = self._prompt(_turns(prompt, images, messages, system), options)
+        built = self._prompt(question_messages(prompt, images, messages, system), options)
         filled = prefill(
             self.model,
             Conversation(self.model),
@@ -258,7 +249,10 @@ class QwenVL:
 
     def _open(self, part: ImagePart, options: Options) -> ImagePatches:
         return self.processor.open(
-            part, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+            part,
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
+            store=self.stores.patches if options.cache else None,
         )
 
     def _prompt(self, turns: Sequence[Message], options: Options) -> Prompt:
@@ -291,6 +285,8 @@ class QwenVL:
     ) -> Iterator[Chunk]:
         """Answer in a kept conversation, and keep it also where the answer is broken off."""
         conversation = stores.prefixes.take(prompt, options.kv_bits)
+        tokens = prompt.token_ids.size + options.max_tokens
+        self.stores.make_room_for(self.config, tokens, options.kv_bits)
         try:
             yield from answer(
                 self.model,
@@ -306,90 +302,6 @@ class QwenVL:
             stores.prefixes.put(conversation)
             raise
         stores.prefixes.put(conversation)
-
-
-class Chat:
-    """A conversation. Make one with `QwenVL.chat`.
-
-    Args:
-        vlm: The model.
-        system: A system message, or None for the model's own.
-    """
-
-    def __init__(self, vlm: QwenVL, system: str | None) -> None:
-        self._vlm = vlm
-        self.messages = [] if system is None else [Message("system", (TextPart(system),))]
-
-    def ask(
-        self,
-        prompt: str,
-        *,
-        images: Sequence[ImageSource] = (),
-        **options: Unpack[CallOptions],
-    ) -> Reply:
-        """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
-        return Reply.of(list(self.stream(prompt, images=images, **options)), self._vlm.name)
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        images: Sequence[ImageSource] = (),
-        **options: Unpack[CallOptions],
-    ) -> Iterator[Chunk]:
-        """Ask the next question and hear the answer piece by piece.
-
-        An answer that is broken off stays in the conversation as far as it went. A question that
-        fails leaves the conversation as it was.
-        """
-        watch = Stopwatch(self._vlm.load_s)
-        read = read_options(options, self._vlm.sampling)
-        # Pictures are kept as patches: a file that changes later does not change the past.
-        opened = [
-            ImagePart(self._vlm._open(part, read)) if isinstance(part, ImagePart) else part
-            for part in user_message(prompt, images).parts
-        ]
-        question = Message("user", tuple(opened))
-        built = self._vlm._prompt([*self.messages, question], read)
-        chunks = self._vlm._answer(built, read, watch)
-        return self._remembered(chunks, question, stops=bool(read.stop))
-
-    def _remembered(
-        self,
-        chunks: Iterator[Chunk],
-        question: Message,
-        *,
-        stops: bool,
-    ) -> Iterator[Chunk]:
-        heard: list[Chunk] = []
-        try:
-            for chunk in chunks:
-                heard.append(chunk)
-                yield chunk
-        finally:
-            if heard:
-                # The tokens themselves go back, so that the cache fits. Only a stop text, which
-                # is cut out of the text but not out of the tokens, makes the text speak.
-                tokens = tuple(i for chunk in heard for i in chunk.token_ids)
-                text = "".join(chunk.text for chunk in heard)
-                reply = TextPart(text) if stops else TokensPart(tokens)
-                self.messages += [question, Message("assistant", (reply,))]
-
-
-def _turns(
-    prompt: str | None,
-    images: Sequence[ImageSource],
-    messages: Sequence[Mapping[str, Any]] | None,
-    system: str | None,
-) -> list[Message]:
-    if isinstance(images, (str, bytes, Path)):
-        raise PromptError(f"images is a {type(images).__name__}, expected a list of images")
-    if messages is None:
-        turns = [] if system is None else [Message("system", (TextPart(system),))]
-        return [*turns, user_message(prompt or "", images)]
-    if prompt is not None or system is not None:
-        raise PromptError("give either messages or a prompt with its system message, not both")
-    return parse_messages(messages, images)
 
 
 def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:

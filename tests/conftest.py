@@ -13,6 +13,7 @@ from tests.golden.tiny import write_checkpoint
 VARIABLES = (
     "MLX_QWENVL_MODEL",
     "MLX_QWENVL_KERNELS",
+    "MLX_QWENVL_DISK_CACHE",
     "HF_HUB_OFFLINE",
     "HF_ENDPOINT",
     "HF_TOKEN",
@@ -28,6 +29,7 @@ def clean_environment(
         monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
 
 

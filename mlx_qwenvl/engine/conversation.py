@@ -7,12 +7,31 @@ the same token id, so the pictures in them are compared by the digest of their p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
+from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import LayerCache, Positions
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a picture begins, and which; its patches are not kept alive.
+
+    Attributes:
+        start: Index of its first token.
+        digest: Of its patches.
+    """
+
+    start: int
+    digest: bytes
+
+
+def slots_of(prompt: Prompt) -> tuple[Slot, ...]:
+    """The pictures of a prompt in order."""
+    return tuple(Slot(slot.start, slot.image.digest) for slot in prompt.slots)
 
 
 class Conversation:
@@ -27,12 +46,22 @@ class Conversation:
         self.kv_bits = kv_bits
         self.cache: list[LayerCache] = model.make_cache(kv_bits)
         self._fed = np.empty(0, dtype=np.int32)
-        self._slots: tuple[ImageSlot, ...] = ()
+        self._slots: tuple[Slot, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
         return self.cache[0].offset
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """[length] int32: the tokens in the cache."""
+        return self._fed[: self.length]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Pictures of the last prompt in order; those from `length` on are not in the cache."""
+        return self._slots
 
     @property
     def positions(self) -> Positions:
@@ -52,28 +81,33 @@ class Conversation:
         """
         kept = self.shared(prompt)
         self._trim(kept)
-        self._fed, self._slots = prompt.token_ids, prompt.slots
+        self._fed, self._slots = prompt.token_ids, slots_of(prompt)
         return kept
 
     def shared(self, prompt: Prompt) -> int:
         """Tokens of the prompt that need not be computed; its last one always is."""
-        return min(self._common(prompt.token_ids, prompt.slots), prompt.token_ids.size - 1)
+        return min(self._common(prompt.token_ids, slots_of(prompt)), prompt.token_ids.size - 1)
 
     def is_begun_by(self, other: Conversation) -> bool:
         """Whether all of another conversation stands at the beginning of this one."""
         return (
             self.kv_bits == other.kv_bits
-            and self._common(other._fed[: other.length], other._slots) == other.length
+            and self._common(other.token_ids, other.slots) == other.length
         )
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """Note the generated tokens that went into the cache behind the prompt.
-
-        A step that was broken off has reached some layers only and is forgotten.
-        """
-        self._trim(min(layer.offset for layer in self.cache))
+        """Note the generated tokens that went into the cache behind the prompt."""
+        self.settle()
         fed = np.concatenate([self._fed, np.array(token_ids, dtype=np.int32)])
         self._fed = fed[: self.length]
+
+    def settle(self) -> None:
+        """Forget a step that was broken off and has reached some layers only."""
+        self._trim(min(layer.offset for layer in self.cache))
+
+    def hold(self, prompt: Prompt) -> None:
+        """Note that the cache was given the beginning of a prompt, computed elsewhere."""
+        self._fed, self._slots = prompt.token_ids, slots_of(prompt)
 
     def fork(self, length: int) -> Conversation:
         """Another conversation that begins with the first `length` tokens of this one."""
@@ -88,7 +122,7 @@ class Conversation:
         for layer in self.cache:
             layer.trim(layer.offset - length)
 
-    def _common(self, token_ids: np.ndarray, slots: Sequence[ImageSlot]) -> int:
+    def _common(self, token_ids: np.ndarray, slots: Sequence[Slot]) -> int:
         """Length of the longest beginning that the cache and a prompt have in common."""
         size = min(self._fed.size, self.length, token_ids.size)
         differs = np.flatnonzero(self._fed[:size] != token_ids[:size])
@@ -97,6 +131,6 @@ class Conversation:
             if slot.start >= common:
                 break
             old = self._slots[index] if index < len(self._slots) else None
-            if old is None or old.start != slot.start or old.image.digest != slot.image.digest:
+            if old is None or old.start != slot.start or old.digest != slot.digest:
                 return slot.start
         return common

@@ -6,41 +6,48 @@ a URL nor a size can stand for another picture. A store belongs to one loaded mo
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-
 import mlx.core as mx
 
+from mlx_qwenvl.engine.disk_tier import DiskTier
+from mlx_qwenvl.lru import BoundedStore
+
 FEATURE_BYTES = 256 * 2**20  # kept by default; a picture of a megapixel is 4 MB at the 2B in bf16
+_KIND = "features"
 
 
 class FeatureStore:
     """Features by digest; the least recently used go first.
 
     Args:
-        limit: Bytes to keep at most; 0 keeps nothing.
+        limit: Bytes to keep in memory at most; 0 keeps nothing there.
+        disk: Where they outlive the process, or None.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._features: OrderedDict[bytes, mx.array] = OrderedDict()
-        self._lock = threading.Lock()
-        self.nbytes = 0
+    def __init__(self, limit: int, disk: DiskTier | None = None) -> None:
+        self._kept: BoundedStore[bytes, mx.array] = BoundedStore(limit)
+        self._disk = disk
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept in memory."""
+        return self._kept.nbytes
 
     def get(self, digest: bytes) -> mx.array | None:
         """Features [n, D] of a picture, or None where they are not kept."""
-        with self._lock:
-            found = self._features.get(digest)
-            if found is not None:
-                self._features.move_to_end(digest)
-            return found
+        found = self._kept.get(digest)
+        if found is None and self._disk is not None:
+            arrays = self._disk.get(_KIND, digest)
+            if arrays is not None:
+                (found,) = arrays
+                self._kept.put(digest, found, found.nbytes)
+        return found
 
     def put(self, digest: bytes, features: mx.array) -> None:
         """Keep evaluated features [n, D], and let older ones go where they do not all fit."""
-        with self._lock:
-            if digest in self._features or features.nbytes > self._limit:
-                return
-            self._features[digest] = features
-            self.nbytes += features.nbytes
-            while self.nbytes > self._limit:
-                self.nbytes -= self._features.popitem(last=False)[1].nbytes
+        self._kept.put(digest, features, features.nbytes)
+        if self._disk is not None:
+            self._disk.put(_KIND, digest, [features])
+
+    def make_room(self, nbytes: int) -> int:
+        """Let features go until that many bytes of memory are free; give how many are."""
+        return self._kept.make_room(nbytes)

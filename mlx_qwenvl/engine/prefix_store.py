@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable
 
 from mlx_qwenvl.engine.conversation import Conversation
+from mlx_qwenvl.engine.prefix_disk import BLOCK, PrefixDisk
 from mlx_qwenvl.inputs.prompt import Prompt
 
-PREFIX_BYTES = 2**30  # of keys and values kept by default
+PREFIX_BYTES = 2**30  # of keys and values kept by default, where memory is large enough
+PREFIX_SHARE = 16  # of memory, one part for prefixes at most
 SLACK = 16  # tokens at its end that a conversation may lose without being copied before
 
 
@@ -22,42 +24,76 @@ class PrefixStore:
     """Conversations that nobody is answering; the least recently used go first.
 
     Args:
-        limit: Bytes of keys and values to keep at most. The newest conversation is kept whatever
-            its size, or a long chat would be computed anew with every turn; 0 keeps nothing.
+        limit: Bytes of keys and values to keep in memory at most. The newest conversation is kept
+            whatever its size, or a long chat would be computed anew with every turn; 0 keeps
+            nothing.
         make: Makes an empty conversation with keys and values in that many bits.
+        disk: Where beginnings outlive the process, or None.
     """
 
-    def __init__(self, limit: int, make: Callable[[int | None], Conversation]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        make: Callable[[int | None], Conversation],
+        disk: PrefixDisk | None = None,
+    ) -> None:
         self._limit = limit
         self._make = make
+        self._disk = disk
         self._kept: list[Conversation] = []  # the newest last
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values that are kept."""
+        """Bytes of keys and values that are kept in memory."""
         return sum(conversation.nbytes for conversation in self._kept)
 
     def take(self, prompt: Prompt, kv_bits: int | None) -> Conversation:
         """A conversation of the caller's own that holds what is known of a prompt's beginning."""
+        found = self._from_memory(prompt, kv_bits)
+        known = 0 if found is None else found.shared(prompt)
+        if self._disk is not None and self._disk.longest(prompt, kv_bits) >= known + BLOCK:
+            loaded = self._disk.load(prompt, kv_bits)
+            if loaded is not None and loaded.length > known:
+                if found is not None:
+                    self.put(found)
+                return loaded
+        return self._make(kv_bits) if found is None else found
+
+    def put(self, conversation: Conversation) -> None:
+        """Keep a conversation that is not worked on any more."""
+        conversation.settle()
+        if conversation.length == 0:
+            return
+        if self._disk is not None:
+            self._disk.save(conversation)
+        if self._limit == 0:
+            return
         with self._lock:
-            fitting = [c for c in self._kept if c.kv_bits == kv_bits]
-            best = max(fitting, key=lambda c: c.shared(prompt), default=None)
-            shared = 0 if best is None else best.shared(prompt)
+            # A prefix of another adds nothing; the longer one counts as used.
+            longer = [c for c in self._kept if c.is_begun_by(conversation)]
+            kept = longer[-1] if longer else conversation
+            self._kept = [c for c in self._kept if not kept.is_begun_by(c)]
+            self._kept.append(kept)
+            while len(self._kept) > 1 and self.nbytes > self._limit:
+                self._kept.pop(0)
+
+    def make_room(self, nbytes: int) -> int:
+        """Let conversations go until that many bytes of memory are free; give how many are."""
+        freed = 0
+        with self._lock:
+            while self._kept and freed < nbytes:
+                freed += self._kept.pop(0).nbytes
+        return freed
+
+    def _from_memory(self, prompt: Prompt, kv_bits: int | None) -> Conversation | None:
+        with self._lock:
+            fitting = [(c.shared(prompt), c) for c in self._kept if c.kv_bits == kv_bits]
+            shared, best = max(fitting, key=lambda pair: pair[0], default=(0, None))
             if best is None or shared == 0:
-                return self._make(kv_bits)
+                return None
             self._kept.remove(best)
             if best.length - shared <= SLACK:
                 return best
             self._kept.append(best)
             return best.fork(shared)
-
-    def put(self, conversation: Conversation) -> None:
-        """Keep a conversation that is not worked on any more."""
-        if self._limit == 0 or conversation.length == 0:
-            return
-        with self._lock:
-            self._kept = [c for c in self._kept if not conversation.is_begun_by(c)]
-            self._kept.append(conversation)
-            while len(self._kept) > 1 and self.nbytes > self._limit:
-                self._kept.pop(0)

@@ -29,7 +29,14 @@ from mlx_qwenvl.inputs.source import (
     shown,
 )
 
-__all__ = ["DEFAULT_LIMITS", "ImageSource", "MediaLimits", "open_image"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageSource",
+    "MediaLimits",
+    "decode",
+    "open_image",
+    "read_encoded",
+]
 
 ImageSource: TypeAlias = (
     str
@@ -73,28 +80,42 @@ def open_image(source: ImageSource, *, limits: MediaLimits = DEFAULT_LIMITS) -> 
         MediaError: If there is no such picture, or it is damaged, too large or of another format.
         FetchError: If a URL cannot be opened.
     """
-    if isinstance(source, str):
-        return _decode(*read_text(source, limits), limits)
-    if isinstance(source, os.PathLike):
-        path = os.fsdecode(source)
-        return _decode(read_path(path, limits), shown(path), limits)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "the picture", limits)
+    encoded = read_encoded(source, limits)
+    if encoded is not None:
+        return decode(*encoded, limits)
     if isinstance(source, np.ndarray):
         return _from_array(source, limits)
     if isinstance(source, Image.Image):
         _check_size(source.size, "the PIL image", limits)
         with _one_fault("the PIL image", f"{source.format or source.mode} data"):
             return _upright_rgb(source, "the PIL image")
-    if hasattr(source, "read"):
-        name = getattr(source, "name", None)
-        name = shown(name) if isinstance(name, str) else "the picture"
-        return _decode(read_file(source, name, limits), name, limits)
     expected = "a path, a URL, bytes, a binary file, a PIL image or a numpy array"
     raise MediaError(f"expected {expected}, got {type(source).__name__}")
 
 
-def _decode(data: bytes, name: str, limits: MediaLimits) -> Image.Image:
+def read_encoded(source: object, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[bytes, str] | None:
+    """The bytes of a picture and a name for messages, or None for pixels that are decoded already.
+
+    Raises:
+        MediaError: If there is no such picture, or it is too large.
+        FetchError: If a URL cannot be opened.
+    """
+    if isinstance(source, str):
+        return read_text(source, limits)
+    if isinstance(source, os.PathLike):
+        path = os.fsdecode(source)
+        return read_path(path, limits), shown(path)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), "the picture"
+    if isinstance(source, (np.ndarray, Image.Image)) or not hasattr(source, "read"):
+        return None
+    name = getattr(source, "name", None)
+    name = shown(name) if isinstance(name, str) else "the picture"
+    return read_file(source, name, limits), name
+
+
+def decode(data: bytes, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decodes the bytes of a picture; they alone say what it is. Errors as of `open_image`."""
     if not data:
         raise MediaError(f"{name}: is empty (0 bytes)")
     if len(data) > limits.max_bytes:

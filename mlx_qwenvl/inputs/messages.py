@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlx_qwenvl.errors import PromptError
@@ -98,6 +99,27 @@ def parse_messages(
             f"{len(images)} images for {len(images) - len(waiting)} image parts without a source"
         )
     return messages
+
+
+def question_messages(
+    prompt: str | None,
+    images: Sequence[ImageSource],
+    messages: Sequence[Mapping[str, Any]] | None,
+    system: str | None,
+) -> list[Message]:
+    """What a caller asks, as a whole conversation or as one question.
+
+    Raises:
+        PromptError: It is both, or makes no prompt.
+    """
+    if isinstance(images, (str, bytes, Path)):
+        raise PromptError(f"images is a {type(images).__name__}, expected a list of images")
+    if messages is None:
+        turns = [] if system is None else [Message("system", (TextPart(system),))]
+        return [*turns, user_message(prompt or "", images)]
+    if prompt is not None or system is not None:
+        raise PromptError("give either messages or a prompt with its system message, not both")
+    return parse_messages(messages, images)
 
 
 def _message(index: int, entry: object, waiting: list[ImageSource]) -> Message:

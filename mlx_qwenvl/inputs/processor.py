@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches, PixelBudget, image_patches
-from mlx_qwenvl.inputs.media import open_image
+from mlx_qwenvl.inputs.media import decode, open_image, read_encoded
 from mlx_qwenvl.inputs.messages import ImagePart
 from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.lru import BoundedStore
 
 TOKEN_PIXELS = 28 * 28  # pixels of one token: two by two patches of 14 pixels
 DEFAULT_MAX_PIXELS = 1280 * TOKEN_PIXELS
@@ -21,6 +23,9 @@ The family's checkpoints allow 12.8 megapixels, which makes 15,552 tokens of a p
 megapixel it is 1,230 and small print is still read. See `docs/pixels.md`.
 """
 DETAIL_MAX_PIXELS = {"low": 256 * TOKEN_PIXELS, "high": 4096 * TOKEN_PIXELS}
+
+# The bytes say what a picture is, never its name; geometry and budget say what becomes of it.
+PatchStore: TypeAlias = BoundedStore[tuple[bytes, ImageGeometry, PixelBudget], ImagePatches]
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,12 @@ class Processor:
         )
 
     def open(
-        self, part: ImagePart, *, min_pixels: int | None = None, max_pixels: int | None = None
+        self,
+        part: ImagePart,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        store: PatchStore | None = None,
     ) -> ImagePatches:
         """Open a picture and cut it, unless that was done before.
 
@@ -96,6 +106,7 @@ class Processor:
             part: The picture, whose own limits go first.
             min_pixels: The call's least pixels, or None.
             max_pixels: The call's most pixels, or None.
+            store: Pictures that were cut before, by their encoded bytes; None to cut anew.
 
         Raises:
             MediaError: It cannot be read.
@@ -103,8 +114,16 @@ class Processor:
         """
         if isinstance(part.source, ImagePatches):
             return part.source
-        image = open_image(part.source)
-        return image_patches(image, self.geometry, self._budget(part, min_pixels, max_pixels))
+        budget = self._budget(part, min_pixels, max_pixels)
+        encoded = None if store is None else read_encoded(part.source)
+        if store is None or encoded is None:
+            return image_patches(open_image(part.source), self.geometry, budget)
+        key = hashlib.sha256(encoded[0]).digest(), self.geometry, budget
+        patches = store.get(key)
+        if patches is None:
+            patches = image_patches(decode(*encoded), self.geometry, budget)
+            store.put(key, patches, patches.patches.nbytes)
+        return patches
 
     def _budget(
         self, part: ImagePart, min_pixels: int | None, max_pixels: int | None

@@ -102,7 +102,11 @@ class LayerCache:
 
     @property
     def state(self) -> Any:
-        """The arrays that are kept, without spare room."""
+        """The arrays that are kept, without spare room; what was read may be set elsewhere."""
+        raise NotImplementedError
+
+    @state.setter
+    def state(self, state: Any) -> None:
         raise NotImplementedError
 
     @property
@@ -238,6 +242,11 @@ class QuantizedKVCache(LayerCache):
     def state(self) -> list[list[mx.array]]:
         """Packed numbers, scales and biases without spare room."""
         return [[array[..., : self.offset, :] for array in parts] for parts in self._stored]
+
+    @state.setter
+    def state(self, state: list[list[mx.array]]) -> None:
+        self._stored = [list(parts) for parts in state]
+        self.offset = self._stored[0][0].shape[-2]
 
     @property
     def nbytes(self) -> int:

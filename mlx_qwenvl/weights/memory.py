@@ -10,7 +10,10 @@ answers faster than its bandwidth allows. Real rates lie below, the more so for 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+import mlx.core as mx
 
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import KV_GROUP_SIZE
@@ -125,6 +128,14 @@ def kv_bytes_per_token(config: Config, backend: Backend, kv_bits: int | None = N
         return values * backend.float_bytes
     group = min(KV_GROUP_SIZE, text.head_dim)
     return values * kv_bits // 8 + values // group * 2 * backend.float_bytes
+
+
+def memory_here() -> int:
+    """Bytes that a model may take on this machine: what Metal recommends, else all there is."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended:
+        return int(recommended)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def tokens_per_second(

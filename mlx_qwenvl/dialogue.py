@@ -1,0 +1,85 @@
+"""A conversation that goes on: its turns, kept as they were read and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mlx_qwenvl.engine.answer import Stopwatch
+from mlx_qwenvl.engine.options import CallOptions, read_options
+from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.inputs.media import ImageSource
+from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart, user_message
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mlx_qwenvl.vlm import QwenVL
+
+
+class Chat:
+    """A conversation. Make one with `QwenVL.chat`.
+
+    Args:
+        vlm: The model.
+        system: A system message, or None for the model's own.
+    """
+
+    def __init__(self, vlm: QwenVL, system: str | None) -> None:
+        self._vlm = vlm
+        self.messages = [] if system is None else [Message("system", (TextPart(system),))]
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
+        return Reply.of(list(self.stream(prompt, images=images, **options)), self._vlm.name)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Chunk]:
+        """Ask the next question and hear the answer piece by piece.
+
+        An answer that is broken off stays in the conversation as far as it went. A question that
+        fails leaves the conversation as it was.
+        """
+        watch = Stopwatch(self._vlm.load_s)
+        read = read_options(options, self._vlm.sampling)
+        # Pictures are kept as patches: a file that changes later does not change the past.
+        opened = [
+            ImagePart(self._vlm._open(part, read)) if isinstance(part, ImagePart) else part
+            for part in user_message(prompt, images).parts
+        ]
+        question = Message("user", tuple(opened))
+        built = self._vlm._prompt([*self.messages, question], read)
+        chunks = self._vlm._answer(built, read, watch)
+        return self._remembered(chunks, question, stops=bool(read.stop))
+
+    def _remembered(
+        self,
+        chunks: Iterator[Chunk],
+        question: Message,
+        *,
+        stops: bool,
+    ) -> Iterator[Chunk]:
+        heard: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                heard.append(chunk)
+                yield chunk
+        finally:
+            if heard:
+                # The tokens themselves go back, so that the cache fits. Only a stop text, which
+                # is cut out of the text but not out of the tokens, makes the text speak.
+                tokens = tuple(i for chunk in heard for i in chunk.token_ids)
+                text = "".join(chunk.text for chunk in heard)
+                reply = TextPart(text) if stops else TokensPart(tokens)
+                self.messages += [question, Message("assistant", (reply,))]
