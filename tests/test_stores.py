@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+import gc
+import io
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
-from mlx_qwenvl import Chat, OptionError, QwenVL, load
+from mlx_qwenvl import OptionError, QwenVL, load
 from mlx_qwenvl.engine.feature_store import FeatureStore
-from mlx_qwenvl.inputs.media import ImageSource
-from mlx_qwenvl.vlm import Stores
+from mlx_qwenvl.engine.stores import Stores
+from mlx_qwenvl.inputs import image, processor
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.models.text import DecoderLayer
 from tests.golden.tiny import picture
 
 ONE, OTHER, WIDE = picture(1, 84, 56), picture(2, 84, 56), picture(3, 140, 56)
@@ -96,6 +100,13 @@ def palette(colour: tuple[int, int, int]) -> Image.Image:
     return image
 
 
+def paletted(index: int) -> Image.Image:
+    """All pixels hold one index; the palette makes it red."""
+    image = Image.new("P", (84, 56), index)
+    image.putpalette([0, 0, 0] * index + [250, 0, 0])
+    return image
+
+
 @pytest.mark.parametrize(
     ("kept", "asked"),
     [
@@ -103,8 +114,19 @@ def palette(colour: tuple[int, int, int]) -> Image.Image:
         (one_colour(28, 112), one_colour(112, 28)),
         (palette((200, 10, 10)), palette((10, 10, 200))),
         (Image.new("L", (84, 56), 90), Image.new("1", (84, 56), 1)),
+        (ONE, Image.frombytes("YCbCr", ONE.size, ONE.tobytes())),
+        (Image.new("L", (84, 56), 3), paletted(3)),
+        (Image.new("RGB", (30, 100), (9, 9, 9)), Image.new("RGB", (100, 30), (9, 9, 9))),
     ],
-    ids=["same size", "sides swapped", "palettes", "modes"],
+    ids=[
+        "same size",
+        "sides swapped",
+        "palettes",
+        "modes",
+        "bytes of another mode",
+        "grey or palette",
+        "30x100 and 100x30",
+    ],
 )
 def test_another_picture_is_never_answered_from_the_store(
     vlm: QwenVL, work: Work, kept: Image.Image, asked: Image.Image
@@ -210,42 +232,146 @@ def test_an_answer_that_fails_leaves_nothing_half_done(
     assert reply.token_ids == plain.token_ids
 
 
-def walk(seed: int, steps: int) -> Iterator[tuple[str, tuple[str, list[ImageSource], int | None]]]:
-    """Operations at random: new questions, chats that go on, and questions that are broken off."""
-    rng = random.Random(seed)
-    pictures = [ONE, OTHER, WIDE, one_colour(28, 112), one_colour(112, 28)]
-    for _ in range(steps):
-        kind = rng.choice(["ask", "ask", "chat", "chat", "new chat", "break off", "edit"])
-        question = rng.choice(["What is this?", "What is that?", "Why?", "Is it so, and why?"])
-        images: list[ImageSource] = list(rng.sample(pictures, rng.choice([0, 1, 1, 2])))
-        yield kind, (question, images, rng.choice([None, None, None, 8]))
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
-def test_200_random_operations_answer_as_without_stores(
+def test_a_url_with_new_content_is_another_picture(
+    vlm: QwenVL, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = {"picture": ONE}
+    monkeypatch.setattr("mlx_qwenvl.inputs.fetch.fetch", lambda url, limits: png(served["picture"]))
+    for image, runs in ((ONE, 1), (OTHER, 2), (ONE, 2)):
+        served["picture"] = image
+        vlm.generate("What is this?", images=["https://example.com/a.png"], **GREEDY)
+        assert work.tower_runs == runs
+
+
+def test_palette_twins_as_files_are_two_pictures(vlm: QwenVL, work: Work) -> None:
+    for image in (palette((200, 10, 10)), palette((10, 10, 200))):
+        vlm.generate("What is this?", images=[png(image)], **GREEDY)
+    assert work.tower_runs == 2
+
+
+def test_a_file_that_was_cut_before_is_not_decoded_again(
     vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Bounds that a few conversations and pictures exceed, so that much is dropped on the way.
-    monkeypatch.setattr(vlm, "stores", Stores.of(vlm.model, 3 * 2**20, 2**13))
-    chats: tuple[Chat, Chat] = vlm.chat("Be brief."), vlm.chat("Be brief.")
-    reused = 0
-    for number, (kind, (question, images, kv_bits)) in enumerate(walk(4, 200)):
-        options: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "kv_bits": kv_bits}
-        if kind == "new chat" or len(chats[0].messages) > 8:
-            chats = vlm.chat("Be brief."), vlm.chat("Be brief.")
-        if kind == "edit":
-            for chat in chats:
-                del chat.messages[-2:]
-        if kind == "break off":
-            stream = vlm.stream(question, images=images, **options)
-            next(stream)
-            stream.close()  # type: ignore[attr-defined]
-            continue
-        if kind == "ask":
-            kept = vlm.generate(question, images=images, **options)
-            plain = vlm.generate(question, images=images, cache=False, **options)
-        else:
-            kept = chats[0].ask(question, images=images, **options)
-            plain = chats[1].ask(question, images=images, cache=False, **options)
-        assert kept.token_ids == plain.token_ids, (number, kind, question)
-        reused += kept.usage.cached_tokens
-    assert reused > 1000
+    decoded: list[int] = []
+
+    def decode(data: bytes, name: str) -> Image.Image:
+        decoded.append(len(data))
+        return Image.open(io.BytesIO(data))
+
+    monkeypatch.setattr("mlx_qwenvl.inputs.processor.decode", decode)
+    data = png(ONE)
+    for max_pixels in (None, None, 56 * 56):
+        vlm.generate("What is this?", images=[data], max_pixels=max_pixels, **GREEDY)
+    assert decoded == [len(data)] * 2  # once a budget
+    kept = vlm.stores.patches.nbytes
+    vlm.generate("What is this?", images=[png(OTHER)], cache=False, **GREEDY)
+    assert vlm.stores.patches.nbytes == kept
+
+
+@pytest.mark.parametrize("other", [{"dtype": "float16"}, {"quantize": "8bit"}])
+def test_another_dtype_or_quantization_shares_nothing(
+    vlm: QwenVL, tiny_folder: Path, other: dict[str, Any]
+) -> None:
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
+    again = load(tiny_folder, **({"dtype": "float32"} | other))
+    reply = again.generate("What is this?", images=[ONE], max_tokens=1, temperature=0)
+    assert reply.usage.cached_tokens == 0
+    assert again.stores is not vlm.stores
+
+
+def test_kept_prefixes_do_not_keep_pictures_alive(
+    vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[Any] = []
+    image_patches = image.image_patches
+
+    def noted(*arguments: Any) -> ImagePatches:
+        patches = image_patches(*arguments)
+        cut.append(weakref.ref(patches))
+        return patches
+
+    monkeypatch.setattr(processor, "image_patches", noted)
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
+    assert vlm.stores.prefixes.nbytes > 0
+    gc.collect()
+    assert [alive() for alive in cut] == [None]
+
+
+def test_a_repeated_question_adds_no_second_copy(vlm: QwenVL) -> None:
+    for length in (24, 2, 2):
+        vlm.generate("What is this?", images=[ONE], max_tokens=length, temperature=0)
+    one = vlm.stores.prefixes.nbytes
+    vlm.generate("What is this?", images=[ONE], max_tokens=2, temperature=0)
+    assert vlm.stores.prefixes.nbytes == one
+    assert len(vlm.stores.prefixes._kept) == 1
+
+
+def test_an_interruption_between_layers_leaves_a_cache_that_is_right(
+    vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
+    calls, layer = [0], DecoderLayer.__call__
+
+    def interrupted(this: Any, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == len(vlm.model.layers) + 2:  # in the second step, behind its first layer
+            raise KeyboardInterrupt
+        return layer(this, *arguments)
+
+    question = "What is this, and why is it there, and where does it come from?"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DecoderLayer, "__call__", interrupted)
+        vlm.generate(question, images=[ONE], prefill_step=4, **GREEDY)
+    for kept in vlm.stores.prefixes._kept:
+        assert {cache.offset for cache in kept.cache} == {kept.length}
+    plain = vlm.generate(question, images=[ONE], cache=False, **GREEDY)
+    reply = vlm.generate(question, images=[ONE], **GREEDY)
+    assert reply.token_ids == plain.token_ids
+    assert reply.usage.cached_tokens > 0
+
+
+def test_answers_in_two_threads_on_one_prefix_are_both_right(vlm: QwenVL) -> None:
+    asked = ("Left or right?", "Above or below?")
+    alone = [vlm.generate(q, images=[ONE], cache=False, **GREEDY).token_ids for q in asked]
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
+    together: dict[int, list[tuple[int, ...]]] = {0: [], 1: []}
+
+    def ask(index: int) -> None:
+        for _ in range(5):
+            together[index].append(vlm.generate(asked[index], images=[ONE], **GREEDY).token_ids)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == {index: [alone[index]] * 5 for index in together}
+
+
+def test_what_is_kept_makes_room_for_an_answer_that_would_not_fit(
+    vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
+    kept = vlm.stores.nbytes
+    assert vlm.stores.make_room_for(vlm.config, 100, None) == 0
+    assert vlm.stores.nbytes == kept
+    monkeypatch.setattr("mlx_qwenvl.engine.stores.memory_here", mx.get_active_memory)
+    assert vlm.stores.make_room_for(vlm.config, 1, None) > 0
+    assert vlm.stores.make_room_for(vlm.config, 10**6, None) > 0
+    assert vlm.stores.nbytes == 0
+    plain = vlm.generate("What is this?", images=[ONE], **GREEDY)
+    assert plain.usage.cached_tokens == 0
+
+
+def test_default_bounds_follow_the_machine(vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = []
+    for memory in (2**33, 2**36):
+        monkeypatch.setattr("mlx_qwenvl.engine.stores.memory_here", lambda memory=memory: memory)
+        bounds.append(Stores.of(vlm.model).prefixes._limit)
+    assert bounds == [2**29, 2**30]
