@@ -16,7 +16,8 @@ from PIL import Image
 from mlx_qwenvl import OptionError, QwenVL, load
 from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.stores import Stores
-from mlx_qwenvl.inputs import image, processor
+from mlx_qwenvl.inputs import image as inputs_image
+from mlx_qwenvl.inputs import processor
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.models.text import DecoderLayer
 from tests.golden.tiny import picture
@@ -289,7 +290,7 @@ def test_kept_prefixes_do_not_keep_pictures_alive(
     vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut: list[Any] = []
-    image_patches = image.image_patches
+    image_patches = inputs_image.image_patches
 
     def noted(*arguments: Any) -> ImagePatches:
         patches = image_patches(*arguments)
