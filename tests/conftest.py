@@ -13,6 +13,7 @@ from tests.golden.tiny import write_checkpoint
 VARIABLES = (
     "MLX_QWENVL_MODEL",
     "MLX_QWENVL_KERNELS",
+    "MLX_QWENVL_PAD_MLP",
     "MLX_QWENVL_DISK_CACHE",
     "HF_HUB_OFFLINE",
     "HF_ENDPOINT",
