@@ -36,7 +36,7 @@ class Rotation:
 
         float32; B is 1 where all rows stand alike.
         """
-        # On the host, which waits for the device at this point of a step and not the other way.
+        # On the host, which costs a step less than as many small ops of the device do.
         axis = np.repeat(np.arange(3), self.section)
         chosen = np.array(self.positions)[axis].transpose(1, 2, 0)  # [B, L, D / 2]
         angles = chosen.astype(np.float32) * np.array(self.inverse)
