@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep pictures' features and prompts on disk, for you alone (docs/caches.md)",
     )
+    p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
+    p.add_argument("--no-speculation", action="store_true", help="one token a step, always")
     p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--verbose", action="store_true", help="sizes and timings on stderr")
@@ -90,6 +92,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         topology=arguments.topology,
         variant=arguments.variant,
         disk_cache=_disk_cache(arguments),
+        draft=arguments.draft,
         progress=sys.stderr.isatty(),
     )
     chunks: list[Chunk] = []
@@ -135,6 +138,7 @@ def _options(arguments: argparse.Namespace) -> CallOptions:
         "max_pixels": arguments.max_pixels,
         "kv_bits": arguments.kv_bits,
         "cache": not arguments.no_cache,
+        "speculation": False if arguments.no_speculation else None,
     }
 
 
@@ -228,7 +232,13 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _report(reply: Reply) -> None:
-    usage, timings = reply.usage, reply.timings
+    usage, timings, guessed = reply.usage, reply.timings, reply.speculation
+    if guessed is not None and guessed.rounds:
+        print(
+            f"{guessed.accepted_tokens} of {guessed.proposed_tokens} proposed tokens were right, "
+            f"in {guessed.rounds} steps",
+            file=sys.stderr,
+        )
     print(
         f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures), "
         f"{timings.prompt_tokens_per_s:.1f}/s; {usage.completion_tokens} answer tokens, "

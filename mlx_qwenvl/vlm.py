@@ -20,6 +20,8 @@ from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine.answer import Stopwatch, answer
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.disk_tier import DISK_BYTES, DiskTier
+from mlx_qwenvl.engine.draft import DraftModel
+from mlx_qwenvl.engine.draft_model import load_draft
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -62,6 +64,7 @@ def load(
     feature_bytes: int | None = None,
     disk_cache: str | Path | bool | None = None,
     disk_cache_bytes: int = DISK_BYTES,
+    draft: str | Path | None = None,
     progress: bool = False,
 ) -> QwenVL:
     """Load a model.
@@ -79,13 +82,15 @@ def load(
         disk_cache: A folder where both outlive the process, or True for the user's cache folder;
             by default `$MLX_QWENVL_DISK_CACHE`, else nothing is written. See `docs/caches.md`.
         disk_cache_bytes: Bytes to keep there at most.
+        draft: A smaller model of the same vocabulary that proposes tokens for this one to verify;
+            the answers stay this one's (`docs/speed.md`).
         progress: Show a bar on stderr while downloading.
 
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
         OptionError: An unknown dtype, quantization or variant, a bad topology, bound or folder,
-            or a bad value of `$MLX_QWENVL_KERNELS`.
+            a draft model of another vocabulary, or a bad value of `$MLX_QWENVL_KERNELS`.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
@@ -119,11 +124,19 @@ def load(
                 __version__, network, bundle.tensors, processor.normalization, repr(plan.formats)
             )
             disk = DiskTier(outliving, disk_cache_bytes, identity)
+    drafting = None
+    if draft is not None:
+        small = load_draft(
+            str(draft), tokenizer, processor.geometry, dtype=dtype, progress=progress
+        )
+        drafting = small, Stores.of(small, prefix_bytes, feature_bytes)
     _wire_memory()
     log.info("fused steps: %s", network.ops.name)
     stores = Stores.of(network, prefix_bytes, feature_bytes, disk)
     load_s = time.perf_counter() - begin
-    return QwenVL(name, network, tokenizer, template, processor, generation, load_s, stores)
+    return QwenVL(
+        name, network, tokenizer, template, processor, generation, load_s, stores, drafting
+    )
 
 
 class QwenVL:
@@ -138,6 +151,7 @@ class QwenVL:
         generation: Its `generation_config.json`, or an empty mapping.
         load_s: Seconds that loading took.
         stores: What is kept of earlier questions; by default new ones with the usual bounds.
+        draft: A model that proposes tokens, and what it keeps of earlier questions.
     """
 
     def __init__(
@@ -150,6 +164,7 @@ class QwenVL:
         generation: Mapping[str, Any],
         load_s: float,
         stores: Stores | None = None,
+        draft: tuple[Qwen2VL, Stores] | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -157,6 +172,7 @@ class QwenVL:
         self.template = template
         self.processor = processor
         self.stores = stores or Stores.of(model)
+        self.draft = draft
         self.load_s = load_s
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = _end_ids(generation, tokenizer)
@@ -297,11 +313,19 @@ class QwenVL:
                 options,
                 self.end_ids,
                 watch,
+                self._drafting(options),
             )
         except (GeneratorExit, KeyboardInterrupt):
             stores.prefixes.put(conversation)
             raise
         stores.prefixes.put(conversation)
+
+    def _drafting(self, options: Options) -> DraftModel | None:
+        if self.draft is None or not options.speculation:
+            return None
+        model, kept = self.draft
+        stores = kept if options.cache else Stores.of(model, 0, 0)
+        return DraftModel(model, stores.prefixes, stores.features)
 
 
 def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:

@@ -11,11 +11,21 @@ import numpy as np
 
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.decode import decode
+from mlx_qwenvl.engine.draft import Draft, DraftModel
 from mlx_qwenvl.engine.feature_store import FeatureStore
+from mlx_qwenvl.engine.lookup import SIZE, Lookup
 from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.engine.pace import MEASURED, Pace
 from mlx_qwenvl.engine.prefill import Prefilled, prefill
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
 from mlx_qwenvl.engine.sampling import Sampled, Sampler
+from mlx_qwenvl.engine.speculate import (
+    Source,
+    Speculator,
+    can_speculate,
+    speculate,
+    verify_rows,
+)
 from mlx_qwenvl.engine.stops import StopText
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
@@ -50,6 +60,7 @@ def answer(
     options: Options,
     end_ids: frozenset[int],
     watch: Stopwatch,
+    draft: DraftModel | None = None,
 ) -> Iterator[Chunk]:
     """Answer a prompt.
 
@@ -63,6 +74,7 @@ def answer(
         options: The call's.
         end_ids: Tokens that end an answer.
         watch: Started by the caller.
+        draft: A model that proposes tokens.
 
     Yields:
         A chunk a token, then one with the finish reason and the figures.
@@ -83,8 +95,16 @@ def answer(
     drawn: list[int] = []
     reason: FinishReason = "length"
     count = 0
+    cache, most = conversation.cache, options.max_tokens
+    drafting = None if draft is None else Draft(draft, prompt, logits.shape[-1], options)
+    speculator = None
+    if can_speculate(options, cache):
+        speculator = Speculator(_sources(prompt, drafting), verify_rows(model))
+        steps = speculate(model, cache, logits, sampler, most, speculator)
+    else:
+        steps = decode(model, cache, logits, [sampler], most)
     try:
-        for (sampled,) in decode(model, conversation.cache, logits, [sampler], options.max_tokens):
+        for (sampled,) in steps:
             token = sampled.token_id
             if not drawn:
                 watch.first = time.perf_counter()
@@ -99,7 +119,10 @@ def answer(
                 reason = "stop"
                 break
     finally:
+        steps.close()  # before the conversation is told what its cache holds
         conversation.extend(drawn)
+        if drafting is not None:
+            drafting.finish(drawn)
     rest = stop.feed(decoder.finish()) + stop.finish()
     yield Chunk(
         rest,
@@ -107,7 +130,17 @@ def answer(
         usage=Usage(prompt.token_ids.size, prompt.image_tokens, filled.cached_tokens, count),
         timings=_timings(watch, prompt, filled, count),
         peak_memory_bytes=mx.get_peak_memory(),
+        speculation=None if speculator is None else speculator.figures,
     )
+
+
+def _sources(prompt: Prompt, drafting: Draft | None) -> list[Source]:
+    """Who proposes: the text first, which is right more often and costs nothing."""
+    sources = [Source(Lookup(prompt), Pace(least=SIZE, first=SIZE))]
+    if drafting is not None:
+        # It waits until plain steps were timed, or what it costs would not be known.
+        sources.append(Source(drafting, Pace(least=0, first=MEASURED + 2)))
+    return sources
 
 
 def _logprobs(sampled: Sampled) -> tuple[TokenLogprob, ...]:

@@ -6,7 +6,7 @@ draws with its own sampler. The device works on the next token while Python deal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import mlx.core as mx
 
@@ -46,7 +46,7 @@ def decode(
     logits: mx.array,
     samplers: Sequence[Sampler],
     max_tokens: int,
-) -> Iterator[list[Sampled]]:
+) -> Generator[list[Sampled], None, None]:
     """Tokens of B sequences, step by step.
 
     Args:

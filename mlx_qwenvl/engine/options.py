@@ -55,6 +55,7 @@ class CallOptions(TypedDict, total=False):
     max_pixels: int | None
     kv_bits: int | None
     cache: bool | None
+    speculation: bool | None
     prefill_step: int | None
     on_prefill: Callable[[int, int], None] | None
 
@@ -117,6 +118,8 @@ class Options:
         max_pixels: Most pixels of a picture after resizing; None for the model's.
         kv_bits: 8 or 4 for quantized keys and values; None for the activations' dtype.
         cache: Whether to reuse what was computed for earlier questions, and to keep what is now.
+        speculation: Whether greedy answers may be sped up by verifying proposed tokens, which
+            come from the text itself and from the draft model where there is one.
         prefill_step: Prompt tokens computed at once.
         on_prefill: Called with prompt tokens done and in all, after every step.
     """
@@ -132,6 +135,7 @@ class Options:
     max_pixels: int | None = None
     kv_bits: int | None = None
     cache: bool = True
+    speculation: bool = True
     prefill_step: int = PREFILL_STEP
     on_prefill: Callable[[int, int], None] | None = None
 
@@ -144,8 +148,9 @@ class Options:
             _whole("seed", self.seed, -SEED_LIMIT, SEED_LIMIT - 1)
         if self.kv_bits is not None and self.kv_bits not in KV_BITS:
             raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {KV_BITS}")
-        if not isinstance(self.cache, bool):
-            raise OptionError(f"cache is {self.cache!r}, expected True or False")
+        for name, value in (("cache", self.cache), ("speculation", self.speculation)):
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}, expected True or False")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise OptionError(f"stop holds {text!r}, expected texts that are not empty")

@@ -74,6 +74,21 @@ class Timings(_Figures):
 
 
 @dataclass(frozen=True)
+class Speculation(_Figures):
+    """What verifying proposed tokens brought to one answer.
+
+    Attributes:
+        proposed_tokens: Tokens that were proposed.
+        accepted_tokens: Those of them that the model chose too.
+        rounds: Steps that verified them.
+    """
+
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """A token's log-probability and its strongest alternatives, likeliest first."""
 
@@ -94,6 +109,8 @@ class Chunk:
         usage: Token counts; on the last chunk only.
         timings: Where the time went; on the last chunk only.
         peak_memory_bytes: Most memory MLX held during the call; on the last chunk only.
+        speculation: What proposed tokens brought; on the last chunk only, None where no token
+            could be proposed.
     """
 
     text: str
@@ -103,6 +120,7 @@ class Chunk:
     usage: Usage | None = None
     timings: Timings | None = None
     peak_memory_bytes: int | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,7 @@ class Reply:
         peak_memory_bytes: Most memory MLX held during the call.
         model: Name of the model that answered.
         logprobs: One for each token where asked for.
+        speculation: What proposed tokens brought, None where no token could be proposed.
     """
 
     text: str
@@ -128,6 +147,7 @@ class Reply:
     peak_memory_bytes: int
     model: str
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+    speculation: Speculation | None = None
 
     def __str__(self) -> str:
         """The answer."""
@@ -147,6 +167,7 @@ class Reply:
             peak_memory_bytes=last.peak_memory_bytes or 0,
             model=model,
             logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+            speculation=last.speculation,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Tokenizer:
             reason = str(error).split("\n")[0]
             raise CheckpointError(f"{file} is not a tokenizer: {reason}") from None
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str) -> list[int]:
         """Ids of text in which nothing is special."""
         return list(self._backend.encode(printable(text), add_special_tokens=False).ids)
