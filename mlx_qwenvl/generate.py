@@ -233,12 +233,6 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _report(reply: Reply) -> None:
     usage, timings, guessed = reply.usage, reply.timings, reply.speculation
-    if guessed is not None and guessed.rounds:
-        print(
-            f"{guessed.accepted_tokens} of {guessed.proposed_tokens} proposed tokens were right, "
-            f"in {guessed.rounds} steps",
-            file=sys.stderr,
-        )
     print(
         f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures), "
         f"{timings.prompt_tokens_per_s:.1f}/s; {usage.completion_tokens} answer tokens, "
@@ -249,6 +243,12 @@ def _report(reply: Reply) -> None:
         f"answer {timings.decode_s:.2f} s; peak {reply.peak_memory_bytes / 1e6:.0f} MB",
         file=sys.stderr,
     )
+    if guessed is not None and guessed.rounds:
+        print(
+            f"{guessed.accepted_tokens} of {guessed.proposed_tokens} proposed tokens were right, "
+            f"in {guessed.rounds} steps",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

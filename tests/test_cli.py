@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,6 +133,15 @@ def test_verbose_tells_what_each_picture_became_and_where_time_went() -> None:
     assert "18 of pictures" in ran.err_lines[3]
     assert "first token after" in ran.err_lines[4]
     assert "\r" not in ran.err
+
+
+def test_verbose_tells_what_proposed_tokens_brought_unless_told_not_to_propose() -> None:
+    images = [flag for _ in range(2) for flag in ("--image", SHAPES)]
+    repeating = (*GENERATE, "--model", "demo", "--verbose", *images, "--max-pixels", "7056")
+    ran, plain = run(*repeating), run(*repeating, "--no-speculation")
+    assert re.fullmatch(r"\d+ of \d+ proposed tokens were right, in \d+ steps", ran.err_lines[-1])
+    assert "proposed" not in plain.err
+    assert ran.out == plain.out
 
 
 # --- Questions and pictures ---------------------------------------------------------------------

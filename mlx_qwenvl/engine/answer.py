@@ -20,6 +20,7 @@ from mlx_qwenvl.engine.prefill import Prefilled, prefill
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
 from mlx_qwenvl.engine.sampling import Sampled, Sampler
 from mlx_qwenvl.engine.speculate import (
+    Rows,
     Source,
     Speculator,
     can_speculate,
@@ -96,10 +97,13 @@ def answer(
     reason: FinishReason = "length"
     count = 0
     cache, most = conversation.cache, options.max_tokens
-    drafting = None if draft is None else Draft(draft, prompt, logits.shape[-1], options)
+    rows = verify_rows(model)
+    drafting = None
+    if draft is not None:
+        drafting = Draft(draft, prompt, logits.shape[-1], options, rows.least - 1)
     speculator = None
     if can_speculate(options, cache):
-        speculator = Speculator(_sources(prompt, drafting), verify_rows(model))
+        speculator = Speculator(sources(prompt, drafting, rows), rows)
         steps = speculate(model, cache, logits, sampler, most, speculator)
     else:
         steps = decode(model, cache, logits, [sampler], most)
@@ -134,13 +138,21 @@ def answer(
     )
 
 
-def _sources(prompt: Prompt, drafting: Draft | None) -> list[Source]:
-    """Who proposes: the text first, which is right more often and costs nothing."""
-    sources = [Source(Lookup(prompt), Pace(least=SIZE, first=SIZE))]
+def sources(prompt: Prompt, drafting: Draft | None, rows: Rows) -> list[Source]:
+    """Who proposes: the text first, which is right more often and costs nothing.
+
+    Args:
+        prompt: The whole conversation.
+        drafting: A draft of the answer.
+        rows: Tokens of a verifying step.
+    """
+    # What is waited for and comes as foreseen adds one to the match, which then fills a step.
+    least = max(SIZE, rows.least - 2)
+    found = [Source(Lookup(prompt), Pace(least, first=least))]
     if drafting is not None:
         # It waits until plain steps were timed, or what it costs would not be known.
-        sources.append(Source(drafting, Pace(least=0, first=MEASURED + 2)))
-    return sources
+        found.append(Source(drafting, Pace(least=0, first=MEASURED + 2, growth=4)))
+    return found
 
 
 def _logprobs(sampled: Sampled) -> tuple[TokenLogprob, ...]:

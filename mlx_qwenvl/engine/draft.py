@@ -46,10 +46,11 @@ class Draft:
         prompt: The whole conversation.
         vocabulary: V of the model that answers; nothing beyond it is proposed.
         options: The call's.
+        least: Tokens of the shortest proposal that can pay.
     """
 
     def __init__(
-        self, draft: DraftModel, prompt: Prompt, vocabulary: int, options: Options
+        self, draft: DraftModel, prompt: Prompt, vocabulary: int, options: Options, least: int
     ) -> None:
         self._draft = draft
         self._prompt = prompt
@@ -58,7 +59,8 @@ class Draft:
         self._conversation: Conversation | None = None  # None before the prompt was read
         self._answer: list[int] = []
         self._fed: list[int] = []  # answer tokens in the cache
-        self._length = FIRST_PROPOSAL
+        self._least = least
+        self._length = max(least, FIRST_PROPOSAL)
         self.confidence = 0  # tokens since the last proposal
 
     def prepare(self) -> None:
@@ -103,7 +105,8 @@ class Draft:
 
     def learn(self, proposed: int, accepted: int) -> None:
         """Hear how many of the last proposal's tokens were right."""
-        self._length = max(self._length, proposed + 1) if accepted == proposed else accepted + 1
+        length = max(self._length, proposed + 1) if accepted == proposed else accepted + 1
+        self._length = max(self._least, length)
 
     def finish(self, answer: Sequence[int]) -> None:
         """Keep the conversation with what was really said."""

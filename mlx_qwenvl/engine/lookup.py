@@ -52,9 +52,13 @@ class Lookup:
             self._find()
 
     def propose(self, most: int) -> list[int]:
-        """At most `most` tokens that followed last time; none where nothing matches."""
+        """At most `most` tokens that followed last time; none where nothing matches.
+
+        They are no more than agree already: the longer a quotation has been, the longer it may be.
+        """
         if self._place is None:
             return []
+        most = min(most, self.confidence)
         # Where the match reaches the end, the text goes round in a circle of this length.
         period = len(self._tokens) - self._place
         run = [self._tokens[self._place + index % period] for index in range(most)]

@@ -1,8 +1,8 @@
 """When proposals are worth a step: what they cost and brought, measured while decoding.
 
 Nothing is known of the device beforehand, and little of the text. So every verifying step is held
-against the plain steps before it. A source of proposals whose last one did not pay has to be twice
-as confident for the next; one that paid gets back half of that.
+against the plain steps before it. A source of proposals whose last one did not pay has to be more
+confident for the next by a factor; one that paid is asked for half as much.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from typing import Protocol
 
-FORGIVEN_AFTER = 64  # plain tokens after which a loss is half forgotten
+FORGIVEN_AFTER = 128  # plain tokens after which a loss is half forgotten
 PRIOR_COST = 2.0  # plain steps that a round is taken to cost before either was measured
 MEASURED = 3  # plain steps that have to be timed before their median counts
 REMEMBERED = 15  # plain steps whose median counts
@@ -45,10 +45,12 @@ class Pace:
     Args:
         least: Confidence that a proposal needs where all goes well.
         first: Confidence that the first one needs.
+        growth: How many times as much is asked after a loss.
     """
 
-    def __init__(self, least: int, first: int) -> None:
+    def __init__(self, least: int, first: int, growth: int = 2) -> None:
         self._least = least
+        self._growth = growth
         self.needed = first
         self._plain: deque[float] = deque(maxlen=REMEMBERED)
         self._since_loss = 0
@@ -71,7 +73,7 @@ class Pace:
 
     def lost(self) -> None:
         """Note that a proposal was wrong, or right and too dear."""
-        self.needed = max(2 * self.needed, 4)
+        self.needed = max(self._growth * self.needed, 4)
         self._since_loss = 0
 
     def _ease(self) -> None:

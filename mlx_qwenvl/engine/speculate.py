@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -107,6 +107,7 @@ class Speculator:
     proposed: int = 0
     accepted: int = 0
     rounds: int = 0
+    _awaited: list[Source] = field(default_factory=list, init=False)
 
     def prepare(self) -> None:
         """Prepare all sources."""
@@ -146,7 +147,7 @@ class Speculator:
 
     def missed(self) -> None:
         """Note that a token was waited for in vain."""
-        for source in self.sources:
+        for source in self._awaited:
             source.pace.lost()
 
     def is_waiting(self, room: int) -> bool:
@@ -155,7 +156,9 @@ class Speculator:
         Args:
             room: Tokens that may follow it.
         """
-        return room >= self.rows.least and any(source.is_worth_it for source in self.sources)
+        enough = room >= self.rows.least
+        self._awaited = [source for source in self.sources if enough and source.is_worth_it]
+        return bool(self._awaited)
 
     def propose(self, room: int) -> tuple[Source | None, list[int]]:
         """The first proposal that fills a step, and whose it is; `room` tokens may follow."""
