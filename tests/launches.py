@@ -47,6 +47,7 @@ def _whole_ops() -> Iterator[None]:
         ),
         patch.object(mx.fast, "rope", lambda x, *_, **__: _one(x)),
         patch("mlx_qwenvl.models.text.swiglu", lambda gate, up: _one(gate, up)),
+        patch("mlx_qwenvl.kernels.rotate_qkv._turn", _one),
     ):
         yield
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from mlx_qwenvl.errors import OptionError
-from mlx_qwenvl.kernels.add_rms_norm import add_rms_norm, add_rms_norm_twin
+from mlx_qwenvl.kernels.add_rms_norm import add_rms_norm, add_rms_norm_cpu, add_rms_norm_twin
 from mlx_qwenvl.kernels.rotate_qkv import Rotation, rotate_qkv, rotate_qkv_twin
 from mlx_qwenvl.kernels.rotate_vision import rotate_vision, rotate_vision_twin
 
@@ -41,6 +41,7 @@ TWINS = Ops(
     rotate_qkv=rotate_qkv_twin,
     add_rms_norm=add_rms_norm_twin,
 )
+CPU = replace(TWINS, add_rms_norm=add_rms_norm_cpu)
 METAL = Ops(
     name="Metal kernels",
     rotate_vision=rotate_vision,
@@ -58,6 +59,7 @@ def choose_ops() -> Ops:
     asked = os.environ.get(VARIABLE, "on")
     if asked not in ("on", "off"):
         raise OptionError(f"{VARIABLE} is {asked!r}; expected on or off")
-    # `is_available` alone is not enough: MLX can be told to compute on a Mac's CPU.
-    metal = mx.metal.is_available() and mx.default_device() == mx.gpu
-    return METAL if asked == "on" and metal else TWINS
+    # Asked first: a Mac can be told to compute on its CPU.
+    if mx.default_device() == mx.cpu:
+        return CPU
+    return METAL if asked == "on" and mx.metal.is_available() else TWINS

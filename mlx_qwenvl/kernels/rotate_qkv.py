@@ -5,15 +5,16 @@ Axes: B sequences, L tokens, Q query heads, G key-value heads, D a head's width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.kernels.fused import fused_on_gpu
 from mlx_qwenvl.kernels.metal import FLOATS, MOST_THREADS, MetalKernel, share, threads_for
 
-FEW_TOKENS = 8  # up to which each head has a thread of its own: too few threads to share work
+FEW_TOKENS = 8  # up to which each head has a thread of its own, and entries of the twin's tables
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,47 @@ class Rotation:
     inverse: mx.array
     section: tuple[int, int, int]
 
+    _whole: dict[int, tuple[mx.array, mx.array]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
     @cached_property
     def tables(self) -> tuple[mx.array, mx.array]:
         """Cosines [B, L, 1, 1, D / 2] and sines [B, L, 1, 2, D / 2], the first of a pair negative.
 
         float32; B is 1 where all rows stand alike.
         """
-        # On the host, which costs a step less than as many small ops of the device do.
+        cos, sin = self._host_tables
+        return mx.array(cos), mx.array(sin)
+
+    def whole_tables(self, heads: int, kv_heads: int) -> tuple[mx.array, mx.array]:
+        """Both tables [B, L, Q + 2 G, 2, D / 2], with which heads of values stay as they are."""
+        every = heads + 2 * kv_heads
+        if every not in self._whole:
+            cos, sin = self._host_tables
+            whole = np.empty((2, *sin.shape[:2], every, *sin.shape[3:]), dtype=np.float32)
+            whole[0], whole[1] = cos, sin
+            whole[0, :, :, heads + kv_heads :] = 1
+            whole[1, :, :, heads + kv_heads :] = 0
+            self._whole[every] = mx.array(whole[0]), mx.array(whole[1])
+        return self._whole[every]
+
+    @cached_property
+    def _host_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `tables` gives: on the host a step costs less than as many small ops elsewhere."""
         axis = np.repeat(np.arange(3), self.section)
         chosen = np.array(self.positions)[axis].transpose(1, 2, 0)  # [B, L, D / 2]
         angles = chosen.astype(np.float32) * np.array(self.inverse)
         sin = np.sin(angles)
         cos, signed = np.cos(angles)[:, :, None], np.stack([-sin, sin], axis=2)
-        return mx.array(cos[:, :, None]), mx.array(signed[:, :, None])
+        return cos[:, :, None], signed[:, :, None]
+
+
+@fused_on_gpu
+def _turn(pairs: mx.array, cos: mx.array, sin: mx.array, swapped: mx.array) -> mx.array:
+    """Rotate heads [B, L, H, 2, D / 2], given with the two of each pair swapped, in float32."""
+    wide = pairs.astype(mx.float32), swapped.astype(mx.float32)
+    return (wide[0] * cos + wide[1] * sin).astype(pairs.dtype)
 
 
 def rotate_qkv_twin(
@@ -61,15 +90,20 @@ def rotate_qkv_twin(
         Queries [B, Q, L, D], and keys and values [2, B, G, L, D].
     """
     batch, length, _ = qkv.shape
-    cos, sin = rotation.tables
     if bias is not None:
         qkv = qkv + bias
     split = qkv.reshape(batch, length, heads + 2 * kv_heads, 2, -1)
-    turning = split[:, :, : heads + kv_heads].astype(mx.float32)
-    turned = (turning * cos + turning[:, :, :, ::-1] * sin).astype(qkv.dtype)
-    q = turned[:, :, :heads].reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
-    kv = mx.concatenate([turned[:, :, heads:], split[:, :, heads + kv_heads :]], axis=2)
-    return q, kv.reshape(batch, length, 2, kv_heads, -1).transpose(2, 0, 3, 1, 4)
+    if length <= FEW_TOKENS:
+        cos, sin = rotation.whole_tables(heads, kv_heads)
+        turned = _turn(split, cos, sin, split[:, :, :, ::-1])
+    else:
+        cos, sin = rotation.tables
+        turning, values = mx.split(split, [heads + kv_heads], axis=2)
+        turned = _turn(turning, cos, sin, turning[:, :, :, ::-1])
+        turned = mx.concatenate([turned, values], axis=2)
+    q, kv = mx.split(turned.reshape(batch, length, heads + 2 * kv_heads, -1), [heads], axis=2)
+    kv = kv.reshape(batch, length, 2, kv_heads, -1).transpose(2, 0, 3, 1, 4)
+    return q.transpose(0, 2, 1, 3), kv
 
 
 KERNEL = MetalKernel(

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwenvl.kernels.ops import METAL, TWINS
+from mlx_qwenvl.kernels.ops import CPU, METAL, TWINS
 from tests.kernels.checks import NORM, QKV, VISION, Norm, Qkv, Vision
 from tests.kernels.references import DTYPES, ROUNDING, exact
 from tests.metal_emulator import Launch, emulator_options
@@ -41,6 +41,16 @@ def test_twin_is_the_float64_definition_up_to_rounding(
     name: str, case: Any, dtype: mx.Dtype
 ) -> None:
     case.check(getattr(TWINS, name), dtype)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "case", [Norm((1, 1), 192), Norm((3, 1), 8192), Norm((2, 1), 35), Norm((2, 5), 64)]
+)
+def test_norm_of_few_cpu_ops_is_the_float64_definition_up_to_rounding(
+    case: Norm, dtype: mx.Dtype
+) -> None:
+    case.check(CPU.add_rms_norm, dtype)
 
 
 @dtypes

@@ -13,7 +13,7 @@ import pytest
 from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.kernels import ops
-from mlx_qwenvl.kernels.ops import METAL, TWINS
+from mlx_qwenvl.kernels.ops import CPU, METAL, TWINS
 from mlx_qwenvl.weights import load as loading
 from tests.golden.tiny import picture
 from tests.metal_emulator import Launch, emulator_options
@@ -41,7 +41,7 @@ def test_whole_model_with_kernels_emulated_gives_the_same_tokens(
     want = tiny.generate(**question)
     assert not emulated
     vlm = load(tiny_folder, dtype="float32")
-    assert (vlm.model.ops, tiny.model.ops) == (METAL, TWINS)
+    assert (vlm.model.ops, tiny.model.ops) == (METAL, CPU)
     got = vlm.generate(**question)
     assert got.token_ids == want.token_ids
     assert len(got.token_ids) == TOKENS
@@ -108,7 +108,7 @@ def test_without_metal_the_twins_are_chosen_once(
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     vlm = load(tiny_folder)
     vlm.generate("What?", max_tokens=3)
-    assert vlm.model.ops is TWINS
+    assert vlm.model.ops is CPU
     assert len(asked) == 1
 
 
@@ -118,9 +118,10 @@ def test_without_metal_the_twins_are_chosen_once(
         (None, True, mx.gpu, METAL),
         ("on", True, mx.gpu, METAL),
         ("off", True, mx.gpu, TWINS),
-        (None, True, mx.cpu, TWINS),  # a Mac that is told to compute on its CPU
+        (None, True, mx.cpu, CPU),  # a Mac that is told to compute on its CPU
         ("on", False, mx.gpu, TWINS),  # MLX on CUDA
-        ("on", False, mx.cpu, TWINS),
+        ("on", False, mx.cpu, CPU),
+        ("off", False, mx.cpu, CPU),
     ],
 )
 def test_kernels_are_chosen_where_metal_computes_and_nobody_says_off(
