@@ -1,8 +1,57 @@
-"""Scaled dot-product attention, whatever the device offers for it."""
+"""Scaled dot-product attention, whatever the device offers for it.
+
+Where MLX has a fused kernel, that is one call and no scores are held. Elsewhere all scores
+[B, Q, L, T] would be: 247 GB for one layer of the vision tower over a photo of 12 megapixels. There
+queries go block by block, each behind the one before, so that memory is bounded whatever the size;
+and under a causal mask a block leaves the keys alone that none of its queries may see.
+
+Axes: B sequences, Q query heads, G key-value heads, L queries, T keys, D a head's width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import mlx.core as mx
+
+FUSED_WIDTHS = (64, 72, 80, 96, 128)  # of a head, for which MLX has a fused kernel on a GPU
+SCORE_BYTES = 16 * 2**20  # scores of one block; some ten arrays of that size are under way at once
+SCORE_SIZE = 4  # bytes of a score
+LEAST_ROWS = 256  # rows of a block's matmuls, below which reading the keys costs more than they do
+CAUSAL_ROWS = 128  # queries of a block under a causal mask, so that few unseen keys are computed
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How attention without a fused kernel is cut.
+
+    Attributes:
+        groups: Key-value heads of one block.
+        rows: Queries of one block.
+        nbytes: Bytes of its scores.
+    """
+
+    groups: int
+    rows: int
+    nbytes: int
+
+
+def is_fused(width: int, *, on_gpu: bool) -> bool:
+    """Whether heads of that width are attended to without holding scores."""
+    return on_gpu and width in FUSED_WIDTHS
+
+
+def blocks_for(batch: int, groups: int, repeats: int, length: int, total: int) -> Blocks:
+    """The blocks for `batch` sequences, G = `groups`, Q / G = `repeats`, L = `length`, T = `total`.
+
+    A block holds all heads as long as that leaves enough rows, and one key-value head otherwise.
+    """
+    per_group = batch * repeats * total * SCORE_SIZE
+    least = -(-LEAST_ROWS // repeats)
+    together = groups if SCORE_BYTES // (per_group * groups) >= least else 1
+    rows = min(length, max(least, SCORE_BYTES // (per_group * together)))
+    return Blocks(together, rows, per_group * together * rows)
 
 
 def attend(
@@ -17,4 +66,63 @@ def attend(
         scale: Factor of the scores.
         mask: "causal", booleans or addends that broadcast to [B, Q, L, T], or None.
     """
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    batch, heads, length, width = q.shape
+    groups, total = k.shape[1:3]
+    if is_fused(width, on_gpu=mx.default_device() == mx.gpu):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    blocks = blocks_for(batch, groups, heads // groups, length, total)
+    rows = min(blocks.rows, CAUSAL_ROWS) if isinstance(mask, str) else blocks.rows
+    if rows >= length and blocks.groups == groups:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    return _by_blocks(q, k, v, scale, mask, blocks.groups, rows)
+
+
+def _by_blocks(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: mx.array | str | None,
+    groups: int,
+    rows: int,
+) -> mx.array:
+    """`attend` for `groups` key-value heads and `rows` queries at a time."""
+    # Laid out by head once, which every block's matmuls would do again.
+    k, v = mx.contiguous(k), mx.contiguous(v)
+    repeats, ahead = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    last: mx.array | None = None
+    by_head = []
+    for first in range(0, k.shape[1], groups):
+        group = slice(first, first + groups)
+        heads = slice(first * repeats, (first + groups) * repeats)
+        done = []
+        for row in _slices(q.shape[2], rows):
+            part, seen = q[:, heads, row], k.shape[2]
+            if mask == "causal":
+                seen = ahead + row.stop
+            # Behind the block before: all of them at once are what is to be avoided.
+            if last is not None:
+                part = mx.depends([part], [last])[0]
+            last = mx.fast.scaled_dot_product_attention(
+                part,
+                k[:, group, :seen],
+                v[:, group, :seen],
+                scale=scale,
+                mask=_part_of(mask, heads, row),
+            )
+            done.append(last)
+        by_head.append(mx.concatenate(done, axis=2))
+    return by_head[0] if len(by_head) == 1 else mx.concatenate(by_head, axis=1)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
+
+
+def _part_of(mask: mx.array | str | None, heads: slice, rows: slice) -> mx.array | str | None:
+    """The mask of some heads' queries; one that broadcasts along an axis has no parts there."""
+    if mask is None or isinstance(mask, str):
+        return mask
+    if mask.ndim >= 2 and mask.shape[-2] > 1:
+        mask = mask[..., rows, :]
+    return mask[..., heads, :, :] if mask.ndim >= 3 and mask.shape[-3] > 1 else mask

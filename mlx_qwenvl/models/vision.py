@@ -1,7 +1,8 @@
 """The vision tower: pictures of one size, patch by patch, to features in the decoder's width.
 
 The tower takes a batch of pictures with the same grid, so attention needs no mask and the
-rotation is made once. Pictures of other sizes are another call.
+rotation is made once. Pictures of other sizes are another call. Of a large picture, everything but
+attention goes by blocks of rows.
 
 Axes: B pictures, N patches of one picture, K values of one patch, D the tower's width.
 """
@@ -16,6 +17,7 @@ from mlx_qwenvl.models.activations import gelu, quick_gelu
 from mlx_qwenvl.models.attention import attend
 from mlx_qwenvl.models.config import VisionConfig
 from mlx_qwenvl.models.rope import Grid, vision_angles
+from mlx_qwenvl.models.rows import by_rows
 
 PIXEL_CENTRE = 128  # level from 0 to 255 that the patch embedding counts pixels from
 LAYER_NORM_EPS = 1e-6  # of every LayerNorm in the tower; checkpoints do not state it
@@ -53,11 +55,17 @@ class VisionAttention(nn.Module):
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Attend within x [B, N, D], turned by cos and sin [N, head_dim / 2]."""
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
-        q, k = self._ops.rotate_vision(qkv, cos, sin)
-        v = qkv[:, :, 2].transpose(0, 2, 1, 3)
+        q, k, v = by_rows(lambda rows, at: self._project(rows, cos[at], sin[at]), x, axis=2)
         out = attend(q, k, v, self.scale)
         return self.proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
+
+    def _project(
+        self, x: mx.array, cos: mx.array, sin: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Turned queries and keys, and values, each [B, H, N, head_dim]."""
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        q, k = self._ops.rotate_vision(qkv, cos, sin)
+        return q, k, qkv[:, :, 2].transpose(0, 2, 1, 3)
 
 
 class VisionMLP(nn.Module):
@@ -86,7 +94,8 @@ class VisionBlock(nn.Module):
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Transform x [B, N, D]; cos and sin are those of the attention."""
         x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+        (x,) = by_rows(lambda rows, _: (rows + self.mlp(self.norm2(rows)),), x)
+        return x
 
 
 class PatchMerger(nn.Module):
@@ -108,7 +117,8 @@ class PatchMerger(nn.Module):
         """Merge x [B, N, D] in merge order, giving [B, N / 4, hidden_size]."""
         widen, _, project = self.mlp
         x = self.ln_q(x).reshape(x.shape[0], -1, self.merged_dim)
-        return project(gelu(widen(x)))
+        (merged,) = by_rows(lambda rows, _: (project(gelu(widen(rows))),), x)
+        return merged
 
 
 class VisionTransformer(nn.Module):
@@ -139,7 +149,7 @@ class VisionTransformer(nn.Module):
         """
         batch = patches.shape[0]
         frames, height, width = grid
-        x = self.patch_embed(patches).astype(self.dtype)
+        (x,) = by_rows(lambda rows, _: (self.patch_embed(rows).astype(self.dtype),), patches)
         x = x.reshape(batch * frames, height * width, -1)  # a frame attends to itself alone
         angles = mx.array(vision_angles(grid, self.head_dim, self.merge_size))
         cos, sin = mx.cos(angles), mx.sin(angles)
