@@ -20,6 +20,7 @@ from mlx_qwenvl.inputs.image import PixelBudget, smart_resize
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS, Processor
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 from mlx_qwenvl.weights.bundle import MANIFEST, open_bundle
 from mlx_qwenvl.weights.describe import Description, describe
 from mlx_qwenvl.weights.memory import (
@@ -35,6 +36,7 @@ from mlx_qwenvl.weights.memory import (
 )
 from mlx_qwenvl.weights.resolve import local_path, repository_of
 
+KV_8BIT = KVFormat(bits=8)
 DEFAULT_CONTEXT = 4096  # tokens, where the model's own limit is no lower
 
 
@@ -83,7 +85,7 @@ class Facts:
     look: Look
     context: int
 
-    def memory(self, backend: Backend, kv_bits: int | None = None) -> Memory:
+    def memory(self, backend: Backend, kv: KVFormat = PLAIN) -> Memory:
         """What one answer about the picture needs."""
         return memory_needed(
             self.description,
@@ -91,7 +93,7 @@ class Facts:
             context=self.context,
             patches=self.look.patches,
             prefill_step=PREFILL_STEP,
-            kv_bits=kv_bits,
+            kv=kv,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,8 +137,8 @@ class Facts:
                 **asdict(needed),
                 "total": needed.total,
                 "kv_bytes_per_token": kv_bytes_per_token(config, GPU),
-                "kv_cache_8bit": self.memory(GPU, 8).kv_cache,
-                "kv_bytes_per_token_8bit": kv_bytes_per_token(config, GPU, 8),
+                "kv_cache_8bit": self.memory(GPU, KV_8BIT).kv_cache,
+                "kv_bytes_per_token_8bit": kv_bytes_per_token(config, GPU, KV_8BIT),
             },
             "machine": {
                 "backend": machine.name,

@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
     p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
     p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    p.add_argument("--kv-group-size", type=int, metavar="N", help="how many share a scale (64)")
+    p.add_argument("--kv-start", type=int, metavar="N", help="tokens before --kv-bits begins (0)")
+    p.add_argument("--max-kv-size", type=int, metavar="N", help="most tokens, answer included")
     p.add_argument("--no-cache", action="store_true", help="compute all, keep nothing")
     p.add_argument(
         "--disk-cache",
@@ -137,6 +140,9 @@ def _options(arguments: argparse.Namespace) -> CallOptions:
         "min_pixels": arguments.min_pixels,
         "max_pixels": arguments.max_pixels,
         "kv_bits": arguments.kv_bits,
+        "kv_group_size": arguments.kv_group_size,
+        "kv_start": arguments.kv_start,
+        "max_kv_size": arguments.max_kv_size,
         "cache": not arguments.no_cache,
         "speculation": False if arguments.no_speculation else None,
     }

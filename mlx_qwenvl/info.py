@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import CheckpointError, OptionError
-from mlx_qwenvl.facts import DEFAULT_CONTEXT, Facts, backend_here, find_facts, located
+from mlx_qwenvl.facts import DEFAULT_CONTEXT, KV_8BIT, Facts, backend_here, find_facts, located
 from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.describe import Part
@@ -193,7 +193,7 @@ def _pictures(facts: Facts) -> Iterator[str]:
 def _memory(facts: Facts) -> Iterator[str]:
     config, needed = facts.description.config, facts.memory(GPU)
     per_token = kv_bytes_per_token(config, GPU)
-    in_8_bits = facts.memory(GPU, 8).kv_cache
+    in_8_bits = facts.memory(GPU, KV_8BIT).kv_cache
     yield f"weights        {in_bytes(needed.weights):>9}  as loaded on a GPU"
     yield (
         f"KV cache       {in_bytes(needed.kv_cache):>9}  {facts.context} tokens of {per_token} "

@@ -284,12 +284,15 @@ class QwenVL:
         return built
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
-        limit = self.config.text.max_position_embeddings
+        options.kv.for_heads(self.config.text.head_dim)  # refused before anything is computed
+        context, asked = self.config.text.max_position_embeddings, options.max_kv_size
+        limit = context if asked is None else min(asked, context)
         room = limit - prompt.token_ids.size
         if room < 1:
+            whose = "the model's context" if limit == context else "max_kv_size"
             raise ContextError(
                 f"the prompt has {prompt.token_ids.size} tokens ({prompt.image_tokens} of them "
-                f"pictures), the model's context {limit}; shorten it or lower max_pixels"
+                f"pictures), {whose} {limit}; shorten it or lower max_pixels"
             )
         options = replace(options, max_tokens=min(options.max_tokens, room))
         watch.reading_s = time.perf_counter() - watch.called
@@ -300,9 +303,10 @@ class QwenVL:
         self, prompt: Prompt, stores: Stores, options: Options, watch: Stopwatch
     ) -> Iterator[Chunk]:
         """Answer in a kept conversation, and keep it also where the answer is broken off."""
-        conversation = stores.prefixes.take(prompt, options.kv_bits)
+        kv = options.kv.for_heads(self.config.text.head_dim)
+        conversation = stores.prefixes.take(prompt, kv)
         tokens = prompt.token_ids.size + options.max_tokens
-        self.stores.make_room_for(self.config, tokens, options.kv_bits)
+        self.stores.make_room_for(self.config, tokens, kv)
         try:
             yield from answer(
                 self.model,

@@ -21,6 +21,7 @@ from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefix_disk import BLOCK
 from mlx_qwenvl.engine.stores import disk_folder
 from mlx_qwenvl.inputs.messages import user_message
+from mlx_qwenvl.models.quantized_cache import PLAIN
 from tests.command_lines import GENERATE, SHAPES, run
 from tests.golden.tiny import picture
 
@@ -52,11 +53,11 @@ def tower_runs(tiny: QwenVL, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return runs
 
 
-@pytest.mark.parametrize("kv_bits", [None, 8, 4])
+@pytest.mark.parametrize("kv", [(None, 0), (8, 0), (4, 0), (4, BLOCK - 1), (4, 1000)])
 def test_a_new_process_neither_looks_nor_reads_again(
-    tiny_folder: Path, tmp_path: Path, tower_runs: list[int], kv_bits: int | None
+    tiny_folder: Path, tmp_path: Path, tower_runs: list[int], kv: tuple[int | None, int]
 ) -> None:
-    asked = {"images": [ONE], "kv_bits": kv_bits, **ASK}
+    asked = {"images": [ONE], "kv_bits": kv[0], "kv_start": kv[1], **ASK}
     first = opened(tiny_folder, tmp_path).generate("What is this?", **asked)
     again = opened(tiny_folder, tmp_path).generate("What is this?", **asked)
     assert (first.usage.cached_tokens, len(tower_runs)) == (0, 1)
@@ -67,6 +68,30 @@ def test_a_new_process_neither_looks_nor_reads_again(
     assert len(tower_runs) == 2  # the other picture's
     plain = other.generate("And what is this?", cache=False, **(asked | {"images": [OTHER, ONE]}))
     assert moved.token_ids == plain.token_ids
+
+
+def test_packed_and_plain_beginnings_are_told_apart_on_disk(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    question = "A long question, and another sentence of it. " * 8
+    packs: dict[str, Any] = {"kv_bits": 4, "kv_start": 2 * BLOCK + 5, **ASK}
+    forgetful = {"prefix_bytes": 0}
+
+    def cached(text: str, options: dict[str, Any]) -> int:
+        vlm = opened(tiny_folder, tmp_path, **forgetful)
+        reply = vlm.generate(text, **options)
+        assert reply.token_ids == vlm.generate(text, cache=False, **options).token_ids
+        return reply.usage.cached_tokens
+
+    assert cached(question, ASK) == 0
+    assert cached(question, packs) == 2 * BLOCK  # what is plain, up to the start
+    whole = cached(question, packs)
+    assert whole > 2 * BLOCK  # its own
+    assert cached(question, {**packs, "kv_bits": 8}) == 2 * BLOCK
+    assert cached(question, {**packs, "kv_start": 2 * BLOCK + 6}) == 2 * BLOCK
+    assert cached(question, ASK) == whole
+    assert cached(question, {"kv_bits": 4, **ASK}) == 0
+    assert cached(question[:150] + "?", packs) == BLOCK
 
 
 def test_another_picture_dtype_quantization_or_weights_share_nothing(
@@ -323,8 +348,8 @@ def test_a_prefix_with_a_lost_block_is_used_up_to_it(tiny_folder: Path, tmp_path
     disk = vlm.stores.prefixes._disk
     assert disk is not None
     prompt = vlm._prompt([user_message(question, [ONE])], Options())
-    assert disk.longest(prompt, None) == (prompt.token_ids.size - 1) // BLOCK * BLOCK
-    second = list(disk._keys(prompt, None))[1]
+    assert disk.longest(prompt, PLAIN) == (prompt.token_ids.size - 1) // BLOCK * BLOCK
+    second = list(disk._keys(prompt, PLAIN, prompt.token_ids.size))[1]
     (disk._disk.folder / disk._disk._name("prefix", second)).write_bytes(b"damaged")
     again = vlm.generate(question, images=[ONE], **ASK)
     assert again.usage.cached_tokens == BLOCK

@@ -17,6 +17,7 @@ from mlx_qwenvl.engine.sampling import Sampler
 from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import Message, user_message
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.models.quantized_cache import KVFormat
 from tests.golden.tiny import picture
 
 TOLERANCE = 5e-5  # float32 sums in another order
@@ -133,7 +134,7 @@ def test_quantized_keys_and_values_answer_nearly_the_same(tiny: QwenVL) -> None:
     exact = all_logits(tiny, built)
     spread = exact.std()
     for bits, allowed in ((8, 0.02), (4, 0.35)):  # of the logits' spread, root mean square
-        conversation = Conversation(tiny.model, kv_bits=bits)
+        conversation = Conversation(tiny.model, KVFormat(bits))
         filled = prefill(tiny.model, conversation, built, step=5, all_logits=True)
         error = np.sqrt(np.mean((np.array(filled.logits[0]) - exact) ** 2)) / spread
         assert 0 < error < allowed

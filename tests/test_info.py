@@ -20,6 +20,7 @@ from mlx_qwenvl.facts import Facts, find_facts
 from mlx_qwenvl.info import main
 from mlx_qwenvl.kernels.ops import TWINS
 from mlx_qwenvl.models.config import Config, VisionConfig
+from mlx_qwenvl.models.quantized_cache import KVFormat
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.vision import VisionTransformer
 from mlx_qwenvl.weights.bundle import MANIFEST
@@ -333,7 +334,7 @@ def test_keys_and_values_of_published_sizes(size: str, nbytes: int) -> None:
     config, _ = published(size)
     assert kv_bytes_per_token(config, GPU) == nbytes
     # A byte a number, and for 64 of them a scale and a bias of 16 bits: 17/32 of 16 bits.
-    assert kv_bytes_per_token(config, GPU, 8) == nbytes * 17 // 32
+    assert kv_bytes_per_token(config, GPU, KVFormat(8)) == nbytes * 17 // 32
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8, 4])
@@ -341,9 +342,9 @@ def test_keys_and_values_take_what_a_real_cache_takes(
     tiny_folder: Path, kv_bits: int | None
 ) -> None:
     model = load(tiny_folder, dtype="float32").model
-    cache = model.make_cache(kv_bits)
+    cache = model.make_cache(KVFormat(kv_bits))
     mx.eval(model(mx.zeros((1, 256), mx.int32), cache))
-    per_token = kv_bytes_per_token(model.config, CPU, kv_bits)
+    per_token = kv_bytes_per_token(model.config, CPU, KVFormat(kv_bits))
     assert sum(layer.nbytes for layer in cache) == 256 * per_token
 
 

@@ -66,6 +66,7 @@ class Walk:
             "max_tokens": self.rng.choice([1, 4, 24]),
             "temperature": 0,
             "kv_bits": self.rng.choice([None, None, None, 8]),
+            "kv_start": self.rng.choice([0, 0, 70, 150]),
             "max_pixels": self.rng.choice([None, None, 56 * 56]),
             "prefill_step": self.rng.choice([7, 1024]),
             "images": images,

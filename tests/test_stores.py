@@ -19,6 +19,7 @@ from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.inputs import image as inputs_image
 from mlx_qwenvl.inputs import processor
 from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.models.quantized_cache import PLAIN
 from mlx_qwenvl.models.text import DecoderLayer
 from tests.golden.tiny import picture
 
@@ -360,11 +361,11 @@ def test_what_is_kept_makes_room_for_an_answer_that_would_not_fit(
 ) -> None:
     vlm.generate("What is this?", images=[ONE], **GREEDY)
     kept = vlm.stores.nbytes
-    assert vlm.stores.make_room_for(vlm.config, 100, None) == 0
+    assert vlm.stores.make_room_for(vlm.config, 100, PLAIN) == 0
     assert vlm.stores.nbytes == kept
     monkeypatch.setattr("mlx_qwenvl.engine.stores.memory_here", mx.get_active_memory)
-    assert vlm.stores.make_room_for(vlm.config, 1, None) > 0
-    assert vlm.stores.make_room_for(vlm.config, 10**6, None) > 0
+    assert vlm.stores.make_room_for(vlm.config, 1, PLAIN) > 0
+    assert vlm.stores.make_room_for(vlm.config, 10**6, PLAIN) > 0
     assert vlm.stores.nbytes == 0
     plain = vlm.generate("What is this?", images=[ONE], **GREEDY)
     assert plain.usage.cached_tokens == 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import LayerCache, Positions
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 
@@ -39,12 +40,12 @@ class Conversation:
 
     Args:
         model: The model whose cache this is.
-        kv_bits: 8 or 4 for quantized keys and values.
+        kv: How keys and values are kept.
     """
 
-    def __init__(self, model: Qwen2VL, kv_bits: int | None = None) -> None:
-        self.kv_bits = kv_bits
-        self.cache: list[LayerCache] = model.make_cache(kv_bits)
+    def __init__(self, model: Qwen2VL, kv: KVFormat = PLAIN) -> None:
+        self.kv = kv
+        self.cache: list[LayerCache] = model.make_cache(kv)
         self._fed = np.empty(0, dtype=np.int32)
         self._slots: tuple[Slot, ...] = ()
 
@@ -86,14 +87,12 @@ class Conversation:
 
     def shared(self, prompt: Prompt) -> int:
         """Tokens of the prompt that need not be computed; its last one always is."""
-        return min(self._common(prompt.token_ids, slots_of(prompt)), prompt.token_ids.size - 1)
+        common = self._common(prompt.token_ids, slots_of(prompt))
+        return self.cache[0].reusable(min(common, prompt.token_ids.size - 1))
 
     def is_begun_by(self, other: Conversation) -> bool:
         """Whether all of another conversation stands at the beginning of this one."""
-        return (
-            self.kv_bits == other.kv_bits
-            and self._common(other.token_ids, other.slots) == other.length
-        )
+        return self.kv == other.kv and self._common(other.token_ids, other.slots) == other.length
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Note the generated tokens that went into the cache behind the prompt."""
@@ -113,7 +112,7 @@ class Conversation:
         """Another conversation that begins with the first `length` tokens of this one."""
         other = Conversation.__new__(Conversation)
         positions = Positions()
-        other.kv_bits = self.kv_bits
+        other.kv = self.kv
         other.cache = [layer.copy(positions, length) for layer in self.cache]
         other._fed, other._slots = self._fed[:length], self._slots
         return other

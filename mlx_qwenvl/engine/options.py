@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.models.quantized_cache import KV_BITS, KV_GROUP_SIZES, KVFormat
 
 MAX_TOKENS = 1024  # tokens of an answer where the caller sets no limit
 MAX_TOP_LOGPROBS = 20  # alternatives per token, OpenAI's limit
 PREFILL_STEP = 1024  # prompt tokens computed at once; bounds the activations' memory
-KV_BITS = (4, 8)
 SEED_LIMIT = 2**63
 
 
@@ -54,6 +54,9 @@ class CallOptions(TypedDict, total=False):
     min_pixels: int | None
     max_pixels: int | None
     kv_bits: int | None
+    kv_group_size: int | None
+    kv_start: int | None
+    max_kv_size: int | None
     cache: bool | None
     speculation: bool | None
     prefill_step: int | None
@@ -117,6 +120,10 @@ class Options:
         min_pixels: Least pixels of a picture after resizing; None for the model's.
         max_pixels: Most pixels of a picture after resizing; None for the model's.
         kv_bits: 8 or 4 for quantized keys and values; None for the activations' dtype.
+        kv_group_size: How many of them share a scale: 32, 64 or 128; None for 64.
+        kv_start: Tokens that a conversation may have before its keys and values are quantized.
+        max_kv_size: Most tokens of prompt and answer together; None for the model's context. A
+            longer prompt is refused, and an answer ends there: nothing is dropped.
         cache: Whether to reuse what was computed for earlier questions, and to keep what is now.
         speculation: Whether greedy answers may be sped up by verifying proposed tokens, which
             come from the text itself and from the draft model where there is one.
@@ -134,10 +141,18 @@ class Options:
     min_pixels: int | None = None
     max_pixels: int | None = None
     kv_bits: int | None = None
+    kv_group_size: int | None = None
+    kv_start: int = 0
+    max_kv_size: int | None = None
     cache: bool = True
     speculation: bool = True
     prefill_step: int = PREFILL_STEP
     on_prefill: Callable[[int, int], None] | None = None
+
+    @property
+    def kv(self) -> KVFormat:
+        """How keys and values are kept."""
+        return KVFormat(self.kv_bits, self.kv_group_size, self.kv_start)
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
@@ -148,6 +163,13 @@ class Options:
             _whole("seed", self.seed, -SEED_LIMIT, SEED_LIMIT - 1)
         if self.kv_bits is not None and self.kv_bits not in KV_BITS:
             raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {KV_BITS}")
+        if self.kv_group_size is not None and self.kv_group_size not in KV_GROUP_SIZES:
+            raise OptionError(
+                f"kv_group_size is {self.kv_group_size!r}, expected one of {KV_GROUP_SIZES}"
+            )
+        _whole("kv_start", self.kv_start, 0, 2**31)
+        if self.max_kv_size is not None:
+            _whole("max_kv_size", self.max_kv_size, 1, 2**31)
         for name, value in (("cache", self.cache), ("speculation", self.speculation)):
             if not isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}, expected True or False")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.prefix_disk import BLOCK, PrefixDisk
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.models.quantized_cache import KVFormat
 
 PREFIX_BYTES = 2**30  # of keys and values kept by default, where memory is large enough
 PREFIX_SHARE = 16  # of memory, one part for prefixes at most
@@ -27,14 +28,14 @@ class PrefixStore:
         limit: Bytes of keys and values to keep in memory at most. The newest conversation is kept
             whatever its size, or a long chat would be computed anew with every turn; 0 keeps
             nothing.
-        make: Makes an empty conversation with keys and values in that many bits.
+        make: Makes an empty conversation with keys and values kept in a format.
         disk: Where beginnings outlive the process, or None.
     """
 
     def __init__(
         self,
         limit: int,
-        make: Callable[[int | None], Conversation],
+        make: Callable[[KVFormat], Conversation],
         disk: PrefixDisk | None = None,
     ) -> None:
         self._limit = limit
@@ -48,17 +49,17 @@ class PrefixStore:
         """Bytes of keys and values that are kept in memory."""
         return sum(conversation.nbytes for conversation in self._kept)
 
-    def take(self, prompt: Prompt, kv_bits: int | None) -> Conversation:
+    def take(self, prompt: Prompt, kv: KVFormat) -> Conversation:
         """A conversation of the caller's own that holds what is known of a prompt's beginning."""
-        found = self._from_memory(prompt, kv_bits)
+        found = self._from_memory(prompt, kv)
         known = 0 if found is None else found.shared(prompt)
-        if self._disk is not None and self._disk.longest(prompt, kv_bits) >= known + BLOCK:
-            loaded = self._disk.load(prompt, kv_bits)
+        if self._disk is not None and self._disk.longest(prompt, kv) >= known + BLOCK:
+            loaded = self._disk.load(prompt, kv)
             if loaded is not None and loaded.length > known:
                 if found is not None:
                     self.put(found)
                 return loaded
-        return self._make(kv_bits) if found is None else found
+        return self._make(kv) if found is None else found
 
     def put(self, conversation: Conversation) -> None:
         """Keep a conversation that is not worked on any more."""
@@ -86,9 +87,9 @@ class PrefixStore:
                 freed += self._kept.pop(0).nbytes
         return freed
 
-    def _from_memory(self, prompt: Prompt, kv_bits: int | None) -> Conversation | None:
+    def _from_memory(self, prompt: Prompt, kv: KVFormat) -> Conversation | None:
         with self._lock:
-            fitting = [(c.shared(prompt), c) for c in self._kept if c.kv_bits == kv_bits]
+            fitting = [(c.shared(prompt), c) for c in self._kept if c.kv == kv]
             shared, best = max(fitting, key=lambda pair: pair[0], default=(0, None))
             if best is None or shared == 0:
                 return None

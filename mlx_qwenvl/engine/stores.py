@@ -16,6 +16,7 @@ from mlx_qwenvl.engine.prefix_store import PREFIX_BYTES, PREFIX_SHARE, PrefixSto
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.processor import PatchStore
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.quantized_cache import KVFormat
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.memory import CPU, GPU, kv_bytes_per_token, memory_here
 
@@ -63,7 +64,7 @@ class Stores:
             feature_bytes = FEATURE_BYTES
         blocks = None if disk is None else PrefixDisk(model, disk)
         return cls(
-            PrefixStore(prefix_bytes, lambda bits: Conversation(model, bits), blocks),
+            PrefixStore(prefix_bytes, lambda kv: Conversation(model, kv), blocks),
             FeatureStore(feature_bytes, disk),
             PatchStore(min(feature_bytes, PATCH_BYTES)),
         )
@@ -85,19 +86,19 @@ class Stores:
                 freed += store.make_room(nbytes - freed)
         return freed
 
-    def make_room_for(self, config: Config, tokens: int, kv_bits: int | None) -> int:
+    def make_room_for(self, config: Config, tokens: int, kv: KVFormat) -> int:
         """Let go what would keep an answer's keys and values from fitting into memory.
 
         Args:
             config: The model's shape.
             tokens: Of prompt and answer.
-            kv_bits: 8 or 4 for quantized keys and values.
+            kv: How keys and values are kept.
 
         Returns:
             Bytes that were let go.
         """
         backend = CPU if mx.default_device() == mx.cpu else GPU
-        need = tokens * kv_bytes_per_token(config, backend, kv_bits)
+        need = tokens * kv_bytes_per_token(config, backend, kv)
         lacking = mx.get_active_memory() + need - memory_here()
         return self.make_room(lacking) if lacking > 0 else 0
 

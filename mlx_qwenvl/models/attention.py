@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import mlx.core as mx
+
+Packed: TypeAlias = tuple[mx.array, mx.array, mx.array]  # numbers, scales, biases
 
 FUSED_WIDTHS = (64, 72, 80, 96, 128)  # of a head, for which MLX has a fused kernel on a GPU
 SCORE_BYTES = 16 * 2**20  # scores of one block; some ten arrays of that size are under way at once
@@ -75,6 +79,48 @@ def attend(
     if rows >= length and blocks.groups == groups:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     return _by_blocks(q, k, v, scale, mask, blocks.groups, rows)
+
+
+def attend_quantized(
+    q: mx.array,
+    keys: Packed,
+    values: Packed,
+    scale: float,
+    mask: mx.array | str | None = None,
+    *,
+    bits: int,
+    group_size: int,
+) -> mx.array:
+    """`attend` for a few queries, to keys and values that stay packed.
+
+    All query heads of one key-value head are rows of one matmul, so that keys are read once.
+
+    Args:
+        q: Queries [B, Q, L, D].
+        keys: Each of them [B, G, T, ...].
+        values: The same.
+        scale: Factor of the scores.
+        mask: As for `attend`.
+        bits: Of a number.
+        group_size: Numbers that share a scale.
+    """
+    batch, heads, length, width = q.shape
+    groups, total = keys[0].shape[1:3]
+    multiply = partial(mx.quantized_matmul, group_size=group_size, bits=bits)
+    rows = (q * scale).reshape(batch, groups, -1, width)
+    scores = multiply(rows, keys[0], keys[1], keys[2], transpose=True)
+    if mask is not None:
+        if isinstance(mask, str):
+            mask = mx.arange(total) <= mx.arange(total - length, total)[:, None]
+        scores = scores.reshape(batch, heads, length, total)
+        if mask.dtype == mx.bool_:
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask.astype(scores.dtype)
+        scores = scores.reshape(batch, groups, -1, total)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    out = multiply(weights, values[0], values[1], values[2], transpose=False)
+    return out.reshape(batch, heads, length, width)
 
 
 def _by_blocks(

@@ -101,6 +101,15 @@ class LayerCache:
         raise NotImplementedError
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its keys and values are quantized."""
+        return False
+
+    def reusable(self, length: int) -> int:
+        """Of the first `length` tokens, those that are as if nothing had followed them."""
+        return length
+
+    @property
     def state(self) -> Any:
         """The arrays that are kept, without spare room; what was read may be set elsewhere."""
         raise NotImplementedError
@@ -154,7 +163,7 @@ class KVCache(LayerCache):
 
     def _append(self, kv: mx.array) -> tuple[mx.array, mx.array]:
         begin, end = self.offset, self.offset + kv.shape[3]
-        self._kv = _with_room(self._kv, kv, begin, end)
+        self._kv = with_room(self._kv, kv, begin, end)
         self._kv[:, :, :, begin:end] = kv
         self.offset = end
         return self._kv[0, :, :, :end], self._kv[1, :, :, :end]
@@ -168,14 +177,14 @@ class KVCache(LayerCache):
         return twin
 
     @property
-    def state(self) -> tuple[mx.array, mx.array] | tuple[()]:
+    def state(self) -> Any:
         """Keys and values without spare room."""
         if self._kv is None:
             return ()
         return self._kv[0, :, :, : self.offset], self._kv[1, :, :, : self.offset]
 
     @state.setter
-    def state(self, state: tuple[mx.array, mx.array]) -> None:
+    def state(self, state: Any) -> None:
         self._kv = mx.stack([*state])
         self.offset = self._kv.shape[3]
 
@@ -183,75 +192,6 @@ class KVCache(LayerCache):
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
         return 0 if self._kv is None else self._kv.nbytes
-
-
-class QuantizedKVCache(LayerCache):
-    """Keys and values of one layer in 8 or 4 bits per number.
-
-    Attention sees them dequantized, one layer at a time.
-
-    Args:
-        positions: Shared with the other layers.
-        bits: 8 or 4.
-        group_size: Numbers that share a scale; divides the head's width.
-    """
-
-    def __init__(self, positions: Positions, bits: int, group_size: int) -> None:
-        super().__init__(positions)
-        self.bits = bits
-        self.group_size = group_size
-        self._stored: list[list[mx.array]] = []  # [keys, values] x [packed, scales, biases]
-        self._dtype = mx.float32
-
-    def attend(
-        self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None
-    ) -> mx.array:
-        """Append keys and values, and attend from queries to all that are held."""
-        keys, values = self.update_and_fetch(kv[0], kv[1])
-        return attend(q, keys, values, scale, mask)
-
-    def copy(self, positions: Positions, length: int) -> QuantizedKVCache:
-        """A cache of the first `length` tokens; what either appends the other does not see."""
-        twin = QuantizedKVCache(positions, self.bits, self.group_size)
-        if length:
-            twin.offset, twin._dtype = length, self._dtype
-            twin._stored = [[a[..., :length, :] for a in parts] for parts in self._stored]
-        return twin
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [B, H, L, D]; give all of them dequantized [B, H, T, D]."""
-        begin, end = self.offset, self.offset + keys.shape[2]
-        self._dtype = keys.dtype
-        for index, new in enumerate((keys, values)):
-            parts = mx.quantize(new, group_size=self.group_size, bits=self.bits)
-            old = self._stored[index] if index < len(self._stored) else [None] * len(parts)
-            roomy = [_with_room(o, p, begin, end) for o, p in zip(old, parts, strict=True)]
-            for array, part in zip(roomy, parts, strict=True):
-                array[..., begin:end, :] = part
-            self._stored[index : index + 1] = [roomy]
-        self.offset = end
-        return self._dequantized(0), self._dequantized(1)
-
-    def _dequantized(self, index: int) -> mx.array:
-        packed, scales, biases = (array[..., : self.offset, :] for array in self._stored[index])
-        return mx.dequantize(
-            packed, scales, biases, group_size=self.group_size, bits=self.bits
-        ).astype(self._dtype)
-
-    @property
-    def state(self) -> list[list[mx.array]]:
-        """Packed numbers, scales and biases without spare room."""
-        return [[array[..., : self.offset, :] for array in parts] for parts in self._stored]
-
-    @state.setter
-    def state(self, state: list[list[mx.array]]) -> None:
-        self._stored = [list(parts) for parts in state]
-        self.offset = self._stored[0][0].shape[-2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, spare room included."""
-        return sum(array.nbytes for parts in self._stored for array in parts)
 
 
 def causal_mask(
@@ -273,7 +213,7 @@ def causal_mask(
     return mask if window_size is None else mask & (places > rows - window_size)
 
 
-def _with_room(stored: mx.array | None, new: mx.array, begin: int, end: int) -> mx.array:
+def with_room(stored: mx.array | None, new: mx.array, begin: int, end: int) -> mx.array:
     """`stored` with at least `end` places along the tokens' axis, its first `begin` kept."""
     if stored is not None and stored.shape[-2] >= end:
         return stored

@@ -11,13 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwenvl.kernels.ops import TWINS, Ops
-from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions, QuantizedKVCache
+from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.linear import Dense
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat, QuantizedKVCache
 from mlx_qwenvl.models.text import DecoderLayer, TextModel
 from mlx_qwenvl.models.vision import VisionTransformer
-
-KV_GROUP_SIZE = 64  # numbers that share a scale in a quantized cache, where a head is that wide
 
 
 class Qwen2VL(nn.Module):
@@ -42,17 +41,19 @@ class Qwen2VL(nn.Module):
         """The decoder's layers, as mlx-lm's tools expect them."""
         return self.model.layers
 
-    def make_cache(self, kv_bits: int | None = None) -> list[LayerCache]:
+    def make_cache(self, kv: KVFormat = PLAIN) -> list[LayerCache]:
         """Empty caches for one conversation, one a layer, with one `Positions` between them.
 
         Args:
-            kv_bits: 8 or 4 for quantized keys and values.
+            kv: How keys and values are kept.
+
+        Raises:
+            OptionError: The model's heads cannot be kept so.
         """
-        positions = Positions()
-        if kv_bits is None:
+        positions, form = Positions(), kv.for_heads(self.config.text.head_dim)
+        if form.bits is None:
             return [KVCache(positions) for _ in self.layers]
-        group = min(KV_GROUP_SIZE, self.config.text.head_dim)
-        return [QuantizedKVCache(positions, kv_bits, group) for _ in self.layers]
+        return [QuantizedKVCache(positions, form) for _ in self.layers]
 
     def merge_projections(self) -> None:
         """Merge the projections that read the same input; call it once, after loading."""

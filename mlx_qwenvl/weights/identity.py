@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl.inputs.processor import Normalization
-from mlx_qwenvl.models.qwen2_vl import KV_GROUP_SIZE, Qwen2VL
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import StoredTensor
 
 SAMPLE = 2**16  # bytes read at each sampled place of a file
@@ -46,7 +46,6 @@ def model_identity(
         "mlx": importlib.metadata.version("mlx"),
         "device": [str(mx.default_device()), str(mx.device_info().get("device_name"))],
         "fused steps": model.ops.name,
-        "kv_group_size": KV_GROUP_SIZE,
         "config": repr(model.config),
         "normalization": asdict(normalization),
         "plan": plan,

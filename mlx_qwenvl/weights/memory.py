@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import KV_GROUP_SIZE
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 from mlx_qwenvl.weights.describe import Description
 
 FLOAT32 = 4  # bytes
@@ -92,7 +92,7 @@ def memory_needed(
     context: int,
     patches: int,
     prefill_step: int,
-    kv_bits: int | None = None,
+    kv: KVFormat = PLAIN,
 ) -> Memory:
     """Memory for one answer.
 
@@ -102,32 +102,32 @@ def memory_needed(
         context: Tokens of prompt and answer.
         patches: Patches of the picture that the tower looks at.
         prefill_step: Tokens of the prompt computed at once.
-        kv_bits: 8 or 4 for quantized keys and values.
+        kv: How keys and values are kept.
     """
     config = description.config
     step = min(prefill_step, context)
     return Memory(
         weights=description.loaded_bytes(backend.float_bytes),
-        kv_cache=context * kv_bytes_per_token(config, backend, kv_bits),
+        kv_cache=context * kv_bytes_per_token(config, backend, kv),
         vision=_vision_bytes(config.vision, patches, backend),
         prefill=_prefill_bytes(config.text, step, context, backend),
     )
 
 
-def kv_bytes_per_token(config: Config, backend: Backend, kv_bits: int | None = None) -> int:
+def kv_bytes_per_token(config: Config, backend: Backend, kv: KVFormat = PLAIN) -> int:
     """Bytes of one token's keys and values in all layers.
 
     Args:
         config: The model's shape.
         backend: What computes.
-        kv_bits: 8 or 4 for quantized ones; each group of them has a scale and a bias.
+        kv: How they are kept; each group of quantized ones has a scale and a bias.
     """
     text = config.text
     values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    if kv_bits is None:
+    form = kv.for_heads(text.head_dim)
+    if form.bits is None or form.group_size is None:
         return values * backend.float_bytes
-    group = min(KV_GROUP_SIZE, text.head_dim)
-    return values * kv_bits // 8 + values // group * 2 * backend.float_bytes
+    return values * form.bits // 8 + values // form.group_size * 2 * backend.float_bytes
 
 
 def memory_here() -> int:
