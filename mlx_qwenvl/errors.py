@@ -7,7 +7,8 @@
     ├── OptionError         a generation option outside its range
     ├── CheckpointError     a model folder that is not what it says
     │   └── ModelNotFound   a name that leads to no model
-    └── ContextError        a prompt that does not fit the model's context
+    ├── ContextError        a prompt that does not fit the model's context
+    └── MemoryExceeded      a model or a question that does not fit into memory
 
 Messages are one line: what came, what was expected, and what to do where that is not obvious.
 They are safe to show to a stranger: no object addresses, no traces, no library internals.
@@ -18,6 +19,7 @@ __all__ = [
     "ContextError",
     "FetchError",
     "MediaError",
+    "MemoryExceeded",
     "ModelNotFound",
     "OptionError",
     "PromptError",
@@ -55,3 +57,7 @@ class ModelNotFound(CheckpointError):
 
 class ContextError(QwenVLError):
     """The prompt does not fit into the model's context."""
+
+
+class MemoryExceeded(QwenVLError):
+    """The model or a question would need more memory than there is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from mlx_qwenvl.weights.memory import (
     memory_here,
     memory_needed,
     tokens_per_second,
+    weights_read,
 )
+from mlx_qwenvl.weights.pad import on_metal
 from mlx_qwenvl.weights.resolve import local_path, repository_of
 
 KV_8BIT = KVFormat(bits=8)
@@ -148,7 +150,7 @@ class Facts:
             },
             "ceilings": {
                 "measured": False,
-                "weights_read_per_token": self.description.read_bytes_per_token(GPU.float_bytes),
+                "weights_read_per_token": weights_read(self.description),
                 "tokens_per_second": {
                     chip: {
                         "bandwidth": round(bandwidth * 1e9),
@@ -249,7 +251,7 @@ def located(name: str, variant: str | None) -> Iterator[tuple[Path, bool]]:
 
 def backend_here() -> Backend:
     """How this machine computes."""
-    return CPU if mx.default_device() == mx.cpu else GPU
+    return CPU if mx.default_device() == mx.cpu else replace(GPU, is_metal=on_metal())
 
 
 def _variants(folder: Path) -> tuple[str | None, list[str]]:

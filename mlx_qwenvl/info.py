@@ -21,6 +21,7 @@ from mlx_qwenvl.weights.memory import (
     kv_bytes_per_token,
     memory_here,
     tokens_per_second,
+    weights_read,
 )
 from mlx_qwenvl.weights.verify import Checked, verify
 
@@ -209,13 +210,14 @@ def _memory(facts: Facts) -> Iterator[str]:
     here_needed = facts.memory(backend).total
     verdict = "fits" if here_needed <= here else "does not fit"
     on_cpu = f"; its CPU computes in float32 and needs {in_bytes(here_needed)}"
-    yield f"This machine has {in_bytes(here)}{on_cpu if backend != GPU else ''}: it {verdict}."
+    how = on_cpu if backend.name == "cpu" else ""
+    yield f"This machine has {in_bytes(here)}{how}: it {verdict}."
 
 
 def _ceilings(facts: Facts) -> Iterator[str]:
     described, context = facts.description, facts.context
     yield "Computed from memory bandwidth, not measured; real rates are lower."
-    read = in_bytes(described.read_bytes_per_token(GPU.float_bytes))
+    read = in_bytes(weights_read(described))
     yield f"Each token reads {read} of weights, and the keys and values before it."
     yield f"{'':<22}{'GB/s':>7}{'at first':>10}{f'at {context}':>10}"
     for chip, bandwidth in CHIPS.items():

@@ -22,11 +22,12 @@ from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.disk_tier import DISK_BYTES, DiskTier
 from mlx_qwenvl.engine.draft import DraftModel
 from mlx_qwenvl.engine.draft_model import load_draft
+from mlx_qwenvl.engine.fit import check_answer, check_weights, room_for_answer, wire_memory
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.engine.stores import Stores, disk_folder
-from mlx_qwenvl.errors import ContextError, OptionError
+from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import ImagePart, Message, question_messages
@@ -39,7 +40,8 @@ from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.identity import model_identity
-from mlx_qwenvl.weights.load import load_model
+from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
+from mlx_qwenvl.weights.memory import weight_bytes
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
 from mlx_qwenvl.weights.resolve import resolve_model
@@ -89,8 +91,9 @@ def load(
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
+        MemoryExceeded: The weights do not fit into memory.
         OptionError: An unknown dtype, quantization or variant, a bad topology, bound or folder,
-            a draft model of another vocabulary, or a bad value of `$MLX_QWENVL_KERNELS`.
+            a draft model of another vocabulary, or a bad value of an environment variable.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
@@ -113,6 +116,8 @@ def load(
         template = ChatTemplate.from_folder(folder)
         file = folder / "generation_config.json"
         generation = read_json(file) if file.exists() else {}
+        target = DTYPES[dtype] if dtype in DTYPES else device_dtype(bundle.tensors.values())
+        check_weights(weight_bytes(bundle.tensors, config.text, target.size, plan.formats))
         network = load_model(
             bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
         )
@@ -130,7 +135,7 @@ def load(
             str(draft), tokenizer, processor.geometry, dtype=dtype, progress=progress
         )
         drafting = small, Stores.of(small, prefix_bytes, feature_bytes)
-    _wire_memory()
+    wire_memory()
     log.info("fused steps: %s", network.ops.name)
     stores = Stores.of(network, prefix_bytes, feature_bytes, disk)
     load_s = time.perf_counter() - begin
@@ -209,7 +214,8 @@ class QwenVL:
             MediaError: A picture cannot be read.
             PromptError: Nothing was asked, or messages make no prompt.
             OptionError: An option is unknown or outside its range.
-            ContextError: The prompt is longer than the model's context.
+            ContextError: The prompt is longer than the model's context or `max_kv_size`.
+            MemoryExceeded: It would need more memory than there is.
         """
         stream = self.stream(prompt, images=images, messages=messages, system=system, **options)
         return Reply.of(list(stream), self.name)
@@ -254,6 +260,7 @@ class QwenVL:
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
         built = self._prompt(question_messages(prompt, images, messages, system), options)
+        check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
         filled = prefill(
             self.model,
             Conversation(self.model),
@@ -284,19 +291,11 @@ class QwenVL:
         return built
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
-        options.kv.for_heads(self.config.text.head_dim)  # refused before anything is computed
-        context, asked = self.config.text.max_position_embeddings, options.max_kv_size
-        limit = context if asked is None else min(asked, context)
-        room = limit - prompt.token_ids.size
-        if room < 1:
-            whose = "the model's context" if limit == context else "max_kv_size"
-            raise ContextError(
-                f"the prompt has {prompt.token_ids.size} tokens ({prompt.image_tokens} of them "
-                f"pictures), {whose} {limit}; shorten it or lower max_pixels"
-            )
-        options = replace(options, max_tokens=min(options.max_tokens, room))
+        # What cannot be answered is refused before anything of it is computed.
+        options = replace(options, max_tokens=room_for_answer(self.config, prompt, options))
         watch.reading_s = time.perf_counter() - watch.called
         stores = self.stores if options.cache else Stores.of(self.model, 0, 0)
+        check_answer(self.model, prompt, options, stores, self.stores)
         return self._in_conversation(prompt, stores, options, watch)
 
     def _in_conversation(
@@ -305,8 +304,6 @@ class QwenVL:
         """Answer in a kept conversation, and keep it also where the answer is broken off."""
         kv = options.kv.for_heads(self.config.text.head_dim)
         conversation = stores.prefixes.take(prompt, kv)
-        tokens = prompt.token_ids.size + options.max_tokens
-        self.stores.make_room_for(self.config, tokens, kv)
         try:
             yield from answer(
                 self.model,
@@ -338,10 +335,3 @@ def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[i
     family = [tokenizer.special_ids.get(content) for content in FAMILY_ENDS]
     ids = [*([stated] if isinstance(stated, int) else stated), *family]
     return frozenset(index for index in ids if index is not None)
-
-
-def _wire_memory() -> None:
-    """Keep weights resident on a Mac, so that the first token after a pause is not slow."""
-    limit = mx.device_info().get("max_recommended_working_set_size")
-    if mx.metal.is_available() and limit:
-        mx.set_wired_limit(int(limit))

@@ -13,13 +13,12 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
-from mlx_qwenvl import OptionError, QwenVL, load
+from mlx_qwenvl import MemoryExceeded, OptionError, QwenVL, Reply, load
 from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.inputs import image as inputs_image
 from mlx_qwenvl.inputs import processor
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.models.quantized_cache import PLAIN
 from mlx_qwenvl.models.text import DecoderLayer
 from tests.golden.tiny import picture
 
@@ -360,15 +359,30 @@ def test_what_is_kept_makes_room_for_an_answer_that_would_not_fit(
     vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm.generate("What is this?", images=[ONE], **GREEDY)
-    kept = vlm.stores.nbytes
-    assert vlm.stores.make_room_for(vlm.config, 100, PLAIN) == 0
+    kept, held = vlm.stores.nbytes, mx.get_active_memory()
+    assert vlm.stores.features.nbytes and vlm.stores.prefixes.nbytes
+
+    def answered(limit: int) -> Reply:
+        monkeypatch.setenv("MLX_QWENVL_MEMORY_LIMIT", str(limit))
+        return vlm.generate("Say something else.", **GREEDY)
+
+    least, most = held - kept, held + 2**24  # refused, and with nothing in the way
+    vlm.stores.make_room(kept)
+    while most - least > 2**10:  # the least that the answer fits into where nothing is kept
+        middle = (least + most) // 2
+        try:
+            answered(middle)
+            most = middle
+        except MemoryExceeded:
+            least = middle
+        vlm.stores.make_room(2**40)
+    monkeypatch.delenv("MLX_QWENVL_MEMORY_LIMIT")
+    vlm.generate("What is this?", images=[ONE], **GREEDY)
     assert vlm.stores.nbytes == kept
-    monkeypatch.setattr("mlx_qwenvl.engine.stores.memory_here", mx.get_active_memory)
-    assert vlm.stores.make_room_for(vlm.config, 1, PLAIN) > 0
-    assert vlm.stores.make_room_for(vlm.config, 10**6, PLAIN) > 0
-    assert vlm.stores.nbytes == 0
-    plain = vlm.generate("What is this?", images=[ONE], **GREEDY)
-    assert plain.usage.cached_tokens == 0
+    assert answered(most).usage.cached_tokens == 0
+    assert vlm.stores.features.nbytes == 0
+    with pytest.raises(MemoryExceeded):
+        answered(least)
 
 
 def test_default_bounds_follow_the_machine(vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +21,7 @@ from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.rope import prompt_positions
 
-VISION_BATCH = 16384  # patches encoded at once, which bounds the tower's activations
+VISION_BATCH = 4096  # patches of small pictures encoded at once: fewer than one of a megapixel has
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,17 @@ def prefill(
     embeddings = model.embed(mx.array(prompt.token_ids[cached:]), features)
 
     outputs: list[mx.array] = []
+    under_way: Any = []
     for begin in range(cached, total, step):
         end = min(begin + step, total)
         hidden = model.model(embeddings[:, begin - cached : end - cached], conversation.cache)
         if all_logits:
             outputs.append(model.logits(hidden))
         if end < total:
-            mx.eval([layer.state for layer in conversation.cache], outputs[-1:])
+            # The device goes on with this step while the host waits for the one before.
+            mx.eval(under_way)
+            under_way = [layer.state for layer in conversation.cache], outputs[-1:]
+            mx.async_eval(under_way)
             mx.clear_cache()
         if on_prefill is not None:
             on_prefill(end, total)
@@ -92,10 +97,13 @@ def prefill(
 def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
     """Features [n, D] of pictures by their digests; each picture is encoded once.
 
-    Pictures of one size go through the tower together, as many as `VISION_BATCH` allows.
+    Small pictures of one size go through the tower together, as many as `VISION_BATCH` allows, and
+    others one by one, so that memory does not grow with their number. While one batch is computed
+    the next is made ready; more than that is not begun.
     """
     distinct = {image.digest: image for image in images}
     features: dict[bytes, mx.array] = {}
+    under_way: list[mx.array] = []
     by_grid = sorted(distinct.values(), key=lambda image: image.grid_thw)
     for grid, same in groupby(by_grid, key=lambda image: image.grid_thw):
         waiting = list(same)
@@ -106,8 +114,11 @@ def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes,
             encoded = model.visual(patches, grid)
             # Copied out of the batch, so that one that is kept does not keep the others.
             rows = [mx.contiguous(encoded[row]) for row in range(len(batch))]
-            mx.eval(rows)
+            mx.eval(under_way)
+            mx.async_eval(rows)
+            under_way = rows
             features |= {image.digest: row for image, row in zip(batch, rows, strict=True)}
+    mx.eval(under_way)
     return features
 
 

@@ -61,6 +61,13 @@ class PrefixStore:
                 return loaded
         return self._make(kv) if found is None else found
 
+    def known(self, prompt: Prompt, kv: KVFormat) -> tuple[int, int]:
+        """Tokens of a prompt that memory holds, and bytes of them that it may go on in."""
+        with self._lock:
+            best, shared = self._best(prompt, kv)
+            in_place = best is not None and best.length - shared <= SLACK
+            return shared, best.nbytes if best is not None and in_place else 0
+
     def put(self, conversation: Conversation) -> None:
         """Keep a conversation that is not worked on any more."""
         conversation.settle()
@@ -89,12 +96,17 @@ class PrefixStore:
 
     def _from_memory(self, prompt: Prompt, kv: KVFormat) -> Conversation | None:
         with self._lock:
-            fitting = [(c.shared(prompt), c) for c in self._kept if c.kv == kv]
-            shared, best = max(fitting, key=lambda pair: pair[0], default=(0, None))
-            if best is None or shared == 0:
+            best, shared = self._best(prompt, kv)
+            if best is None:
                 return None
             self._kept.remove(best)
             if best.length - shared <= SLACK:
                 return best
             self._kept.append(best)
             return best.fork(shared)
+
+    def _best(self, prompt: Prompt, kv: KVFormat) -> tuple[Conversation | None, int]:
+        """The kept conversation with most of a prompt, and how many tokens that are."""
+        fitting = [(c.shared(prompt), c) for c in self._kept if c.kv == kv]
+        shared, best = max(fitting, key=lambda pair: pair[0], default=(0, None))
+        return (best, shared) if shared else (None, 0)

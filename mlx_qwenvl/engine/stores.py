@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.disk_tier import DiskTier
 from mlx_qwenvl.engine.feature_store import FEATURE_BYTES, FeatureStore
@@ -15,10 +13,8 @@ from mlx_qwenvl.engine.prefix_disk import PrefixDisk
 from mlx_qwenvl.engine.prefix_store import PREFIX_BYTES, PREFIX_SHARE, PrefixStore
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.processor import PatchStore
-from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.quantized_cache import KVFormat
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.weights.memory import CPU, GPU, kv_bytes_per_token, memory_here
+from mlx_qwenvl.weights.memory import memory_here
 
 PATCH_BYTES = 64 * 2**20  # of pictures in uint8, 3 MB for a megapixel
 DISK_VARIABLE = "MLX_QWENVL_DISK_CACHE"
@@ -85,22 +81,6 @@ class Stores:
             if freed < nbytes:
                 freed += store.make_room(nbytes - freed)
         return freed
-
-    def make_room_for(self, config: Config, tokens: int, kv: KVFormat) -> int:
-        """Let go what would keep an answer's keys and values from fitting into memory.
-
-        Args:
-            config: The model's shape.
-            tokens: Of prompt and answer.
-            kv: How keys and values are kept.
-
-        Returns:
-            Bytes that were let go.
-        """
-        backend = CPU if mx.default_device() == mx.cpu else GPU
-        need = tokens * kv_bytes_per_token(config, backend, kv)
-        lacking = mx.get_active_memory() + need - memory_here()
-        return self.make_room(lacking) if lacking > 0 else 0
 
 
 def disk_folder(asked: str | Path | bool | None) -> Path | None:

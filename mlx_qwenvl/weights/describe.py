@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
+from mlx_qwenvl.weights.pad import stored_padding
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.quantize import BITS_PER_WORD
 from mlx_qwenvl.weights.recipes import Format
@@ -43,6 +45,8 @@ class Part:
         cast_values: Floats that take the dtype of the device when loaded; scales are among them.
         kept_bytes: Bytes in memory of everything else: packed weights, byte scales, and the patch
             embedding, which is folded to one frame of float32.
+        padded_values: Floats that padding the MLPs adds (`weights/pad.py`).
+        padded_bytes: Bytes of everything else that it adds.
     """
 
     name: str
@@ -52,15 +56,18 @@ class Part:
     dense: tuple[str, ...]
     cast_values: int
     kept_bytes: int
+    padded_values: int
+    padded_bytes: int
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits for each parameter, scales, biases and norms included."""
         return 8 * self.stored_bytes / self.parameters
 
-    def loaded_bytes(self, float_bytes: int) -> int:
-        """Bytes in memory where floats have so many bytes."""
-        return self.kept_bytes + self.cast_values * float_bytes
+    def loaded_bytes(self, float_bytes: int, pads: bool = False) -> int:
+        """Bytes in memory where floats have so many bytes and MLPs are padded or not."""
+        padding = self.padded_bytes + self.padded_values * float_bytes if pads else 0
+        return self.kept_bytes + self.cast_values * float_bytes + padding
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,12 @@ class Description:
     Attributes:
         config: Its shape.
         parts: Its parts, in the order of `PARTS`; a tied head is none.
+        mlp_padding: Most columns by which an MLP is widened where that is done.
     """
 
     config: Config
     parts: tuple[Part, ...]
+    mlp_padding: int = 0
 
     @property
     def parameters(self) -> int:
@@ -90,17 +99,18 @@ class Description:
         """Stored bits for each parameter."""
         return 8 * self.stored_bytes / self.parameters
 
-    def loaded_bytes(self, float_bytes: int) -> int:
-        """Bytes in memory where floats have so many bytes."""
-        return sum(part.loaded_bytes(float_bytes) for part in self.parts)
+    def loaded_bytes(self, float_bytes: int, pads: bool = False) -> int:
+        """Bytes in memory where floats have so many bytes and MLPs are padded or not."""
+        return sum(part.loaded_bytes(float_bytes, pads) for part in self.parts)
 
-    def read_bytes_per_token(self, float_bytes: int) -> int:
+    def read_bytes_per_token(self, float_bytes: int, pads: bool = False) -> int:
         """Weights that one step of decoding reads: the decoder and the head, in bytes.
 
         Of the embedding it reads one row, unless that is the head.
         """
         head = "embeddings" if self.config.text.tie_word_embeddings else "head"
-        return sum(p.loaded_bytes(float_bytes) for p in self.parts if p.name in ("decoder", head))
+        read = (part for part in self.parts if part.name in ("decoder", head))
+        return sum(part.loaded_bytes(float_bytes, pads) for part in read)
 
 
 def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
@@ -118,8 +128,12 @@ def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
     by_part: dict[str, dict[str, StoredTensor]] = {name: {} for name in PARTS}
     for name, tensor in stored.items():
         by_part[_part_of(name)][name] = tensor
-    parts = (_part(name, held, formats, config.vision) for name, held in by_part.items() if held)
-    return Description(config, tuple(parts))
+    grown = stored_padding(config.text.intermediate_size, formats, by_part["decoder"])
+    parts = (
+        _part(name, held, formats, config.vision, grown) for name, held in by_part.items() if held
+    )
+    padding = max(grown.values(), default=0) * config.text.intermediate_size
+    return Description(config, tuple(parts), int(padding))
 
 
 def format_name(form: Format) -> str:
@@ -137,8 +151,9 @@ def _part(
     tensors: Mapping[str, StoredTensor],
     formats: Mapping[str, Format],
     vision: VisionConfig,
+    grown: Mapping[str, Fraction],
 ) -> Part:
-    parameters = cast_values = kept_bytes = 0
+    parameters = cast_values = kept_bytes = padded_values = padded_bytes = 0
     counted: Counter[str] = Counter()
     dense = []
     for name, tensor in tensors.items():
@@ -156,8 +171,10 @@ def _part(
             kept_bytes += _folded_bytes(vision)
         elif tensor.dtype in FLOATS:
             cast_values += tensor.size
+            padded_values += int(tensor.size * grown.get(name, 0))
         else:
             kept_bytes += tensor.nbytes
+            padded_bytes += int(tensor.nbytes * grown.get(name, 0))
     return Part(
         name=part,
         parameters=parameters,
@@ -166,6 +183,8 @@ def _part(
         dense=tuple(dense) if len(dense) < counted.total() else (),
         cast_values=cast_values,
         kept_bytes=kept_bytes,
+        padded_values=padded_values,
+        padded_bytes=padded_bytes,
     )
 
 

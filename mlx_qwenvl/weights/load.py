@@ -15,7 +15,7 @@ from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import StoredTensor, open_file
 from mlx_qwenvl.weights.fold import fold_patch_embed
-from mlx_qwenvl.weights.pad import pad_mlp, pads_mlp
+from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
 from mlx_qwenvl.weights.quantize import quantized_module, quantized_tensors, stored_format
 from mlx_qwenvl.weights.recipes import Format
@@ -50,7 +50,7 @@ def load_model(
         OptionError: An unknown dtype, or `$MLX_QWENVL_KERNELS` is neither "on" nor "off".
     """
     model = lazy_model(tensors, config, normalization, dtype=dtype, plan=plan)
-    if pads_mlp():
+    if pads_mlp(on_metal()):
         for layer in model.layers:
             pad_mlp(layer.mlp)
     model.merge_projections()

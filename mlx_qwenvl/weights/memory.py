@@ -11,15 +11,26 @@ answers faster than its bandwidth allows. Real rates lie below, the more so for 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import mlx.core as mx
 
+from mlx_qwenvl.models.attention import blocks_for, is_fused
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
+from mlx_qwenvl.models.rows import WHOLE_ROWS
 from mlx_qwenvl.weights.describe import Description
+from mlx_qwenvl.weights.files import FLOATS, StoredTensor
+from mlx_qwenvl.weights.pad import on_metal, pads_mlp, stored_padding
+from mlx_qwenvl.weights.quantize import stored_format
+from mlx_qwenvl.weights.recipes import Format
 
 FLOAT32 = 4  # bytes
+_DOWN = re.compile(r"model\.layers\.\d+\.mlp\.down_proj\.weight")
+BLOCKS_UNDER_WAY = 7  # of attention, whose scores are held at once; measured on the CPU
 
 # Bandwidth of unified memory in GB/s (10^9 bytes), as Apple states it.
 CHIPS = {
@@ -52,14 +63,16 @@ class Backend:
         name: "gpu" or "cpu".
         float_bytes: Bytes of a float in weights, activations, keys and values.
         fuses_attention: Whether attention never holds its scores.
+        is_metal: Whether it is an Apple GPU.
     """
 
     name: str
     float_bytes: int
     fuses_attention: bool
+    is_metal: bool = False
 
 
-GPU = Backend("gpu", float_bytes=2, fuses_attention=True)
+GPU = Backend("gpu", float_bytes=2, fuses_attention=True, is_metal=True)
 CPU = Backend("cpu", float_bytes=FLOAT32, fuses_attention=False)
 
 
@@ -105,13 +118,45 @@ def memory_needed(
         kv: How keys and values are kept.
     """
     config = description.config
-    step = min(prefill_step, context)
+    step, pads = min(prefill_step, context), pads_mlp(backend.is_metal)
+    mlp = config.text.intermediate_size + (description.mlp_padding if pads else 0)
     return Memory(
-        weights=description.loaded_bytes(backend.float_bytes),
+        weights=description.loaded_bytes(backend.float_bytes, pads),
         kv_cache=context * kv_bytes_per_token(config, backend, kv),
         vision=_vision_bytes(config.vision, patches, backend),
-        prefill=_prefill_bytes(config.text, step, context, backend),
+        prefill=_prefill_bytes(config.text, mlp, step, context, backend),
     )
+
+
+def weight_bytes(
+    tensors: dict[str, StoredTensor], text: TextConfig, float_bytes: int, plan: Mapping[str, Format]
+) -> int:
+    """Bytes of a model once it is loaded.
+
+    Args:
+        tensors: Its weights by name, unread.
+        text: The decoder's shape.
+        float_bytes: Bytes of a float once loaded.
+        plan: What is quantized while loading, by path.
+    """
+    total = Fraction(0)
+    grown: Mapping[str, Fraction] = {}
+    if pads_mlp(on_metal()):
+        ends = (name.removesuffix(".weight") for name in tensors if _DOWN.fullmatch(name))
+        width = text.intermediate_size
+        found = {path: plan.get(path) or stored_format(path, width, tensors) for path in ends}
+        downs = {path: form for path, form in found.items() if form is not None}
+        grown = stored_padding(width, downs, tensors)
+    for name, tensor in tensors.items():
+        form = plan.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if form is not None:
+            # Scale and bias of each group; formats other than affine have a byte in their place.
+            group = 2 * float_bytes if form.mode == "affine" else 1
+            nbytes = tensor.size * form.bits // 8 + tensor.size // form.group_size * group
+        else:
+            nbytes = tensor.size * float_bytes if tensor.dtype in FLOATS else tensor.nbytes
+        total += nbytes * (1 + grown.get(name, 0))
+    return int(total)
 
 
 def kv_bytes_per_token(config: Config, backend: Backend, kv: KVFormat = PLAIN) -> int:
@@ -128,6 +173,11 @@ def kv_bytes_per_token(config: Config, backend: Backend, kv: KVFormat = PLAIN) -
     if form.bits is None or form.group_size is None:
         return values * backend.float_bytes
     return values * form.bits // 8 + values // form.group_size * 2 * backend.float_bytes
+
+
+def weights_read(description: Description, backend: Backend = GPU) -> int:
+    """Bytes of weights that one step of decoding reads."""
+    return description.read_bytes_per_token(backend.float_bytes, pads_mlp(backend.is_metal))
 
 
 def memory_here() -> int:
@@ -149,30 +199,51 @@ def tokens_per_second(
         bandwidth: In GB/s.
         backend: What computes.
     """
-    read = description.read_bytes_per_token(backend.float_bytes)
+    read = weights_read(description, backend)
     read += context * kv_bytes_per_token(description.config, backend)
     return bandwidth * 1e9 / read
 
 
 def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend) -> int:
-    """Patches in uint8, and one block's arrays or the patch embedding's in float32."""
+    """Patches in uint8, one block's arrays or the patch embedding's in float32, and scores.
+
+    Of many patches only so many rows are alive at once, beside what attention needs of all.
+    """
+    if patches == 0:
+        return 0
     width, pixels = vision.embed_dim, vision.in_channels * vision.patch_size**2
     # Input, two norms, q, k, v, attention twice (by head, by patch), two projections, two sums.
     floats = 12 * width + 2 * vision.mlp_dim
     block = floats * backend.float_bytes + 2 * _rotation_bytes(width, backend)
     embedding = FLOAT32 * (pixels + width) + backend.float_bytes * width
-    scores = 0 if backend.fuses_attention else vision.num_heads * patches**2 * FLOAT32
-    return patches * (pixels + max(block, embedding)) + scores
+    held = min(patches, WHOLE_ROWS) * max(block, embedding)
+    if patches > WHOLE_ROWS:
+        # Input, norm, q, k, v as they come and joined, output by head and by patch, projection.
+        held += patches * 11 * width * backend.float_bytes
+    scores = _score_bytes(vision.num_heads, 1, patches, patches, vision.head_dim, backend)
+    return patches * pixels + held + scores
 
 
-def _prefill_bytes(text: TextConfig, step: int, context: int, backend: Backend) -> int:
-    """One decoder layer's arrays for the tokens of a step."""
+def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:
+    """One decoder layer's arrays for the tokens of a step, its MLP `mlp` wide."""
     width, kv_width = text.hidden_size, text.num_key_value_heads * text.head_dim
     # As above, with narrower k and v, and gate, up and their product in the MLP.
-    floats = 10 * width + 2 * kv_width + 3 * text.intermediate_size
+    floats = 10 * width + 2 * kv_width + 3 * mlp
     rotations = _rotation_bytes(width, backend) + _rotation_bytes(kv_width, backend)
-    scores = 0 if backend.fuses_attention else text.num_attention_heads * step * context * FLOAT32
+    groups = text.num_key_value_heads
+    repeats = text.num_attention_heads // groups
+    scores = _score_bytes(groups, repeats, step, context, text.head_dim, backend)
     return step * (floats * backend.float_bytes + rotations) + scores
+
+
+def _score_bytes(
+    groups: int, repeats: int, length: int, total: int, width: int, backend: Backend
+) -> int:
+    """Scores of attention that are held at once: those of the blocks under way, or all."""
+    if is_fused(width, on_gpu=backend.fuses_attention):
+        return 0
+    block = blocks_for(1, groups, repeats, length, total).nbytes
+    return min(BLOCKS_UNDER_WAY * block, groups * repeats * length * total * FLOAT32)
 
 
 def _rotation_bytes(width: int, backend: Backend) -> int:
