@@ -26,6 +26,7 @@ from mlx_qwenvl.engine.fit import check_answer, check_weights, room_for_answer, 
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.engine.stops import end_ids
 from mlx_qwenvl.engine.stores import Stores, disk_folder
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
-
-FAMILY_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
 def load(
@@ -180,7 +179,7 @@ class QwenVL:
         self.draft = draft
         self.load_s = load_s
         self.sampling = checkpoint_sampling(generation)
-        self.end_ids = _end_ids(generation, tokenizer)
+        self.end_ids = end_ids(generation, tokenizer)
 
     @property
     def config(self) -> Config:
@@ -327,11 +326,3 @@ class QwenVL:
         model, kept = self.draft
         stores = kept if options.cache else Stores.of(model, 0, 0)
         return DraftModel(model, stores.prefixes, stores.features)
-
-
-def _end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: those the checkpoint states, and the family's."""
-    stated = generation.get("eos_token_id") or []
-    family = [tokenizer.special_ids.get(content) for content in FAMILY_ENDS]
-    ids = [*([stated] if isinstance(stated, int) else stated), *family]
-    return frozenset(index for index in ids if index is not None)

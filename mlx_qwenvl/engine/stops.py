@@ -1,11 +1,24 @@
-"""Ending an answer before a stop text, wherever the tokens' seams lie.
+"""Where an answer ends: at a token that says so, or before a stop text, wherever the seams lie.
 
 Text that may yet turn out to begin a stop text is held back, so that no part of one is ever shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_qwenvl.inputs.tokenizer import Tokenizer
+
+FAMILY_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+def end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: those the checkpoint states, and the family's."""
+    stated = generation.get("eos_token_id") or []
+    family = [tokenizer.special_ids.get(content) for content in FAMILY_ENDS]
+    ids = [*([stated] if isinstance(stated, int) else stated), *family]
+    return frozenset(index for index in ids if index is not None)
 
 
 class StopText:
