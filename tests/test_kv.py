@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +14,7 @@ from mlx_qwenvl import ContextError, OptionError, QwenVL
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import prefill
+from mlx_qwenvl.generate import main
 from mlx_qwenvl.inputs.messages import user_message
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models import quantized_cache
@@ -171,6 +174,35 @@ def test_a_prompt_beyond_max_kv_size_is_refused_and_an_answer_ends_at_it(tiny: Q
     assert whole.usage.completion_tokens == 9
     cut = tiny.generate("What?", images=images, max_kv_size=size + 4, temperature=0)
     assert cut.finish_reason == "length" and cut.token_ids == whole.token_ids[:4]
+
+
+def test_a_turn_beyond_max_kv_size_leaves_the_chat_as_it_was(tiny: QwenVL) -> None:
+    chat = tiny.chat()
+    first = chat.ask("What?", images=[picture(1, 84, 56)], max_tokens=3, temperature=0)
+    size = first.usage.prompt_tokens + 40
+    before = list(chat.messages)
+    with pytest.raises(ContextError, match=f"max_kv_size {size};"):
+        chat.ask("And this?", images=[picture(2, 140, 140)], max_kv_size=size)
+    assert chat.messages == before
+    again = chat.ask("And?", max_kv_size=size, max_tokens=1000, temperature=0)
+    assert again.usage.image_tokens == first.usage.image_tokens  # none was dropped
+    assert again.usage.prompt_tokens + again.usage.completion_tokens <= size
+
+
+def test_the_command_line_takes_a_limit_of_tokens(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--model", str(tiny_folder), "--prompt", "Hello", "--temperature", "0", "--json"]
+    assert main([*asked, "--max-tokens", "1"]) == 0
+    size = json.loads(capsys.readouterr().out)["usage"]["prompt_tokens"]
+    packed = ["--kv-bits", "8", "--kv-group-size", "32", "--kv-start", "9"]
+    assert main([*asked, *packed, "--max-kv-size", str(size + 3)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["usage"]["completion_tokens"], told["finish_reason"]) == (3, "length")
+    assert main([*asked, "--max-kv-size", str(size)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert f"the prompt has {size} tokens" in captured.err
 
 
 @pytest.mark.parametrize("size", [64, 128])

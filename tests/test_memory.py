@@ -181,6 +181,9 @@ def test_without_a_limit_of_its_own_the_machine_is_asked(
     monkeypatch.setattr(mx, "device_info", lambda: device)
     assert fit.memory_limit() == 123
     device.clear()
+    device["free_memory"] = 456
+    assert fit.memory_limit() == mx.get_active_memory() + mx.get_cache_memory() + 456
+    device.clear()
     file = tmp_path / "meminfo"
     monkeypatch.setattr(fit, "MEMINFO", file)
     assert fit.memory_limit() is None

@@ -44,10 +44,12 @@ def memory_limit() -> int | None:
         if not (said.isascii() and said.isdigit()):
             raise OptionError(f"{SWITCH} is {said!r}; expected a number of bytes, or off")
         return int(said)
-    recommended = mx.device_info().get("max_recommended_working_set_size")
+    device = mx.device_info()
+    recommended = device.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
-    free = _available()
+    free = device.get("free_memory")  # of a GPU with memory of its own
+    free = _available() if free is None else int(free)
     if free is None:
         return None
     return mx.get_active_memory() + mx.get_cache_memory() + free

@@ -1,9 +1,10 @@
 """Scaled dot-product attention, whatever the device offers for it.
 
 Where MLX has a fused kernel, that is one call and no scores are held. Elsewhere all scores
-[B, Q, L, T] would be: 247 GB for one layer of the vision tower over a photo of 12 megapixels. There
-queries go block by block, each behind the one before, so that memory is bounded whatever the size;
-and under a causal mask a block leaves the keys alone that none of its queries may see.
+[B, Q, L, T] would be: 247 GB for one layer of the vision tower over a photo of 12 megapixels.
+There, unless all of them are few, queries go block by block, each behind the one before, so that
+memory is bounded whatever the size; and under a causal mask a block leaves the keys alone that none
+of its queries may see.
 
 Axes: B sequences, Q query heads, G key-value heads, L queries, T keys, D a head's width.
 """
@@ -72,6 +73,9 @@ def attend(
     """
     batch, heads, length, width = q.shape
     groups, total = k.shape[1:3]
+    few = length == 1 or batch * heads * length * total * SCORE_SIZE <= SCORE_BYTES
+    if few and (length <= CAUSAL_ROWS or not isinstance(mask, str)):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     if is_fused(width, on_gpu=mx.default_device() == mx.gpu):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     blocks = blocks_for(batch, groups, heads // groups, length, total)
