@@ -54,10 +54,11 @@ def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
 
 
 @pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets how many bytes there are beyond what is held."""
+def free(tiny: QwenVL, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how many bytes there are beyond what is held, nothing of earlier questions among it."""
 
     def allow(nbytes: int) -> None:
+        tiny.stores.make_room(2**40)
         monkeypatch.setenv(SWITCH, str(mx.get_active_memory() + nbytes))
 
     return allow

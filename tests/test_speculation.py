@@ -32,6 +32,8 @@ from mlx_qwenvl.engine.speculate import (
 )
 from mlx_qwenvl.inputs.messages import Message, user_message
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.models.cache import LayerCache
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 from tests.golden.tiny import picture, write_checkpoint
 
 ONE, OTHER = picture(21, 84, 56), picture(22, 84, 56)
@@ -73,9 +75,11 @@ def prompt(vlm: QwenVL, *turns: Message) -> Prompt:
     return vlm._prompt(turns or [user_message("Which is it, and why?", [ONE, OTHER])], Options())
 
 
-def plainly(vlm: QwenVL, built: Prompt, count: int, heard: int) -> tuple[list[int], int]:
+def plainly(
+    vlm: QwenVL, built: Prompt, count: int, heard: int, kv: KVFormat = PLAIN
+) -> tuple[list[int], int]:
     """Plain tokens, and how long the cache is when a caller stops after `heard` of them."""
-    conversation = Conversation(vlm.model)
+    conversation = Conversation(vlm.model, kv)
     logits = prefill(vlm.model, conversation, built, step=4096).logits[:, -1]
     steps = decode(vlm.model, conversation.cache, logits, [sampler(vlm, built)], count)
     tokens = [next(steps)[0].token_id for _ in range(heard)]
@@ -107,6 +111,41 @@ def test_however_many_proposals_are_right_the_tokens_are_the_plain_ones(
         assert speculator.rounds == math.ceil((count - 2) / ROWS.most)
     if wrong_every == 1:
         assert speculator.accepted == 0
+
+
+@pytest.mark.parametrize("wrong_every", [1, 3])
+@pytest.mark.parametrize("behind", range(3, 9))
+def test_no_proposal_is_verified_across_the_start_of_quantization(
+    tiny: QwenVL, wrong_every: int, behind: int
+) -> None:
+    built, count = prompt(tiny), 24
+    kv = KVFormat(4, 32, start=built.token_ids.size + behind)
+    plain, length = plainly(tiny, built, count, count, kv)
+    conversation = Conversation(tiny.model, kv)
+    logits = prefill(tiny.model, conversation, built, step=4096).logits[:, -1]
+    speculator = eager(Script(plain, wrong_every))
+    cache = conversation.cache
+    lengths: list[int] = []
+    for layer in cache:
+        _watch(layer, lengths)
+    steps = speculate(tiny.model, cache, logits, sampler(tiny, built), count, speculator)
+    assert [step[0].token_id for step in steps] == plain
+    assert conversation.length == length and cache[0].is_packed
+    # A token that may be taken back never makes the cache convert the tokens before it.
+    assert speculator.rounds > 0 and min(lengths) >= kv.start
+
+
+def _watch(layer: LayerCache, lengths: list[int]) -> None:
+    """Note the length to which a packed cache is trimmed."""
+    trim = layer.trim
+
+    def noted(n: int) -> int:
+        done = trim(n)
+        if layer.is_packed:
+            lengths.append(layer.offset)
+        return done
+
+    layer.trim = noted  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("wrong_every", [2, 3, 1000])

@@ -68,7 +68,8 @@ class Draft:
         if self._prompt.token_ids.size >= self._draft.model.config.text.max_position_embeddings:
             return
         options = self._options
-        conversation = self._draft.prefixes.take(self._prompt, options.kv_bits)
+        kv = options.kv.for_heads(self._draft.model.config.text.head_dim)
+        conversation = self._draft.prefixes.take(self._prompt, kv)
         prefill(
             self._draft.model,
             conversation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlx_qwenvl.engine.fit import check_weights
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImageGeometry
 from mlx_qwenvl.inputs.processor import Processor
@@ -9,7 +10,8 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.bundle import open_bundle
-from mlx_qwenvl.weights.load import load_model
+from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
+from mlx_qwenvl.weights.memory import weight_bytes
 from mlx_qwenvl.weights.resolve import resolve_model
 
 
@@ -35,6 +37,7 @@ def load_draft(
         OptionError: The draft has other tokens or takes pictures in another way.
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
+        MemoryExceeded: The weights do not fit into memory.
     """
     with open_bundle(resolve_model(name, progress=progress)) as bundle:
         config = Config.from_folder(bundle.folder)
@@ -50,4 +53,6 @@ def load_draft(
             raise OptionError(
                 f"the draft model {name} cuts pictures as {processor.geometry}, expected {geometry}"
             )
+        target = DTYPES[dtype] if dtype in DTYPES else device_dtype(bundle.tensors.values())
+        check_weights(weight_bytes(bundle.tensors, config.text, target.size, {}))
         return load_model(bundle.tensors, config, processor.normalization, dtype=dtype)

@@ -222,7 +222,7 @@ def _tokens(
             mx.eval(current.arrays)
             speculator.append([current.token_id])
             before = speculator.clock()
-        source, proposal = (None, []) if is_plain else speculator.propose(room)
+        source, proposal = (None, []) if is_plain else speculator.propose(cache[0].revocable(room))
         if source is not None:
             rows = _verify(model, cache, current, proposal, sampler)
             yield from kept

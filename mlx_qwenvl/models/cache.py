@@ -123,6 +123,10 @@ class LayerCache:
         """Bytes held, spare room included."""
         raise NotImplementedError
 
+    def revocable(self, length: int) -> int:
+        """Of the next `length` tokens, how many may be fed and forgotten without a trace."""
+        return length
+
     def is_trimmable(self) -> bool:
         """Tokens can be forgotten from the end."""
         return True

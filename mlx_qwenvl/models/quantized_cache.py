@@ -127,6 +127,11 @@ class QuantizedKVCache(KVCache):
         """Of the first `length` tokens, those that are as if nothing had followed them."""
         return 0 if self._packed and length < self._form.start else length
 
+    def revocable(self, length: int) -> int:
+        """Of the next `length` tokens, how many may be fed and forgotten without a trace."""
+        ahead = self._form.start - self.offset  # tokens until all of them are converted
+        return length if self._packed or ahead <= 0 else min(length, ahead)
+
     @property
     def state(self) -> Any:
         """Keys and values without spare room; once packed, numbers, scales and biases of each."""
