@@ -75,6 +75,28 @@ def test_blocks_equal_the_definition(
     np.testing.assert_allclose(np.array(out), expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("shape", [(1, 6, 2, 200, 32), (3, 7, 7, 1, 24), (2, 8, 1, 65, 128)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(mx.float32, TOLERANCE), (mx.float16, 2e-3), (mx.bfloat16, 2e-2)]
+)
+def test_attention_of_one_token_equals_the_definition(
+    shape: tuple[int, int, int, int, int], dtype: mx.Dtype, tolerance: float
+) -> None:
+    batch, heads, groups, total, width = shape
+    # As a decode step has them: heads behind tokens, and keys with spare room behind them.
+    q = mx.array(random(1, batch, 1, heads, width)).astype(dtype).swapaxes(1, 2)
+    k, v = (
+        mx.array(random(seed, batch, groups, total + 9, width)).astype(dtype)[:, :, :total]
+        for seed in (2, 3)
+    )
+    wide = [np.array(array.astype(mx.float32)) for array in (q, k, v)]
+    q_wide, k_wide, v_wide = wide
+    want = reference(q_wide, k_wide, v_wide, np.ones((1, total), dtype=bool))
+    got = attend(q, k, v, width**-0.5)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(np.array(got.astype(mx.float32)), want, atol=tolerance)
+
+
 def test_memory_of_attention_does_not_grow_with_the_square_of_the_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,7 +4,7 @@ Where MLX has a fused kernel, that is one call and no scores are held. Elsewhere
 [B, Q, L, T] would be: 247 GB for one layer of the vision tower over a photo of 12 megapixels.
 There, unless all of them are few, queries go block by block, each behind the one before, so that
 memory is bounded whatever the size; and under a causal mask a block leaves the keys alone that none
-of its queries may see.
+of its queries may see. One token is attended from with all heads of a group as rows.
 
 Axes: B sequences, Q query heads, G key-value heads, L queries, T keys, D a head's width.
 """
@@ -73,10 +73,13 @@ def attend(
     """
     batch, heads, length, width = q.shape
     groups, total = k.shape[1:3]
+    on_gpu = mx.default_device() == mx.gpu
+    if length == 1 and mask is None and not on_gpu:
+        return _of_one_token(q, k, v, scale)
     few = length == 1 or batch * heads * length * total * SCORE_SIZE <= SCORE_BYTES
     if few and (length <= CAUSAL_ROWS or not isinstance(mask, str)):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    if is_fused(width, on_gpu=mx.default_device() == mx.gpu):
+    if is_fused(width, on_gpu=on_gpu):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     blocks = blocks_for(batch, groups, heads // groups, length, total)
     rows = min(blocks.rows, CAUSAL_ROWS) if isinstance(mask, str) else blocks.rows
@@ -125,6 +128,17 @@ def attend_quantized(
     weights = mx.softmax(scores, axis=-1, precise=True)
     out = multiply(weights, values[0], values[1], values[2], transpose=False)
     return out.reshape(batch, heads, length, width)
+
+
+def _of_one_token(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """`attend` for L = 1 on the CPU.
+
+    All query heads of one key-value head are rows of one matmul, so that keys and values are read
+    once. MLX's own multiplies head by head, which takes 1.4 to 2.2 times as long.
+    """
+    rows = (q * scale).reshape(*k.shape[:2], -1, k.shape[3])
+    weights = mx.softmax(rows @ k.swapaxes(2, 3), axis=-1, precise=True)
+    return (weights @ v).reshape(q.shape)
 
 
 def _by_blocks(
