@@ -1,4 +1,4 @@
-"""The launch budget of a decode step."""
+"""The launch budgets of a decode step and of a draw."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import Counter
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from mlx_qwenvl.engine.options import GREEDY, Options, Sampling
+from mlx_qwenvl.engine.sampling import Sampler, draw
 from mlx_qwenvl.kernels.ops import METAL, TWINS, Ops
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -51,3 +54,24 @@ def test_a_decode_step_keeps_to_its_launch_budget(batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_twins_take_as_many_launches_as_the_documents_say(batch: int) -> None:
     assert sum(of_a_layer(TWINS, batch).values()) == WITHOUT_KERNELS
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    ("sampling", "most"),
+    [
+        (GREEDY, 2),
+        (Sampling(temperature=0.7), 4),
+        (Sampling(temperature=0.7, top_p=0.9, top_k=40), 4),
+        (Sampling(min_p=0.1), 6),  # which wants the largest probability
+    ],
+)
+def test_a_draw_keeps_to_its_launch_budget(sampling: Sampling, most: int, batch: int) -> None:
+    samplers = [Sampler(Options(sampling=sampling), 512, np.arange(3)) for _ in range(batch)]
+
+    def tokens(logits: mx.array) -> mx.array:
+        return mx.stack([drawn.token for drawn in draw(logits, samplers, METAL)])
+
+    launches = count_launches(tokens, mx.zeros((batch, 512), mx.bfloat16))
+    launches.pop("Concatenate", None)  # the stack that only this test needs
+    assert sum(launches.values()) <= most, launches

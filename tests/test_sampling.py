@@ -18,7 +18,9 @@ from mlx_qwenvl.engine.options import (
     checkpoint_sampling,
     read_options,
 )
-from mlx_qwenvl.engine.sampling import Sampler, keep_likeliest
+from mlx_qwenvl.engine.sampling import Sampled, Sampler, draw, settings_of
+from mlx_qwenvl.kernels.ops import TWINS
+from mlx_qwenvl.kernels.sample import kept_mass
 
 V = 40
 NO_PROMPT = np.empty(0, dtype=np.int32)
@@ -31,6 +33,11 @@ def options(**settings: Any) -> Options:
 
 def some_logits(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=V).astype(np.float32) * 3
+
+
+def drawn_by(sampler: Sampler, logits: mx.array | np.ndarray) -> Sampled:
+    """Draw from logits [V]."""
+    return draw(mx.array(logits)[None], [sampler], TWINS)[0]
 
 
 def kept_by_definition(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
@@ -50,16 +57,16 @@ def kept_by_definition(logits: np.ndarray, top_k: int, top_p: float, min_p: floa
 def test_filters_keep_what_their_definition_keeps(top_k: int, top_p: float, min_p: float) -> None:
     for seed in range(5):
         logits = some_logits(seed)
-        order = np.argsort(-logits)
-        kept = np.array(keep_likeliest(mx.array(logits[order]), top_k, top_p, min_p))
-        ours = {int(order[i]) for i in np.flatnonzero(np.isfinite(kept))}
+        _, filters = settings_of((Sampling(top_k=top_k, top_p=top_p, min_p=min_p),))
+        kept = np.array(kept_mass(mx.softmax(mx.array(logits)[None], axis=-1), filters))[0]
+        ours = set(np.flatnonzero(kept).tolist())
         assert ours == kept_by_definition(logits, top_k, top_p, min_p)
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = some_logits()
     sampler = Sampler(options(temperature=0.7, seed=3), V, NO_PROMPT)
-    draws = [sampler(mx.array(logits)).token_id for _ in range(3000)]
+    draws = [drawn_by(sampler, logits).token_id for _ in range(3000)]
     seen = np.bincount(draws, minlength=V) / len(draws)
     p = np.exp((logits - logits.max()) / 0.7)
     p /= p.sum()
@@ -70,7 +77,7 @@ def test_filtered_draws_stay_inside_the_filter() -> None:
     logits = some_logits(1)
     allowed = kept_by_definition(logits / 2, 6, 0.8, 0.05)
     sampler = Sampler(options(temperature=2.0, top_k=6, top_p=0.8, min_p=0.05), V, NO_PROMPT)
-    assert {sampler(mx.array(logits)).token_id for _ in range(200)} == allowed
+    assert {drawn_by(sampler, logits).token_id for _ in range(200)} == allowed
 
 
 def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
@@ -78,7 +85,7 @@ def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
 
     def draws(seed: int) -> list[int]:
         sampler = Sampler(options(temperature=2.0, seed=seed), V, NO_PROMPT)
-        return [sampler(logits).token_id for _ in range(20)]
+        return [drawn_by(sampler, logits).token_id for _ in range(20)]
 
     assert draws(5) == draws(5)
     assert draws(5) != draws(6)
@@ -88,7 +95,7 @@ def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
 def test_without_a_seed_draws_differ_from_call_to_call() -> None:
     logits = mx.array(some_logits())
     samplers = [Sampler(options(temperature=2.0), V, NO_PROMPT) for _ in range(2)]
-    one, other = ([sampler(logits).token_id for _ in range(30)] for sampler in samplers)
+    one, other = ([drawn_by(sampler, logits).token_id for _ in range(30)] for sampler in samplers)
     assert one != other
 
 
@@ -96,21 +103,21 @@ def test_repetition_penalty_counts_the_prompt_and_the_answer() -> None:
     logits = np.zeros(V, dtype=np.float32)
     logits[[3, 4, 5]] = [9.0, 8.5, 8.0]
     sampler = Sampler(options(temperature=0, repetition_penalty=2.0), V, np.array([3]))
-    assert [sampler(mx.array(logits)).token_id for _ in range(4)] == [4, 5, 3, 3]
+    assert [drawn_by(sampler, logits).token_id for _ in range(4)] == [4, 5, 3, 3]
 
 
 def test_repetition_penalty_pushes_negative_logits_down() -> None:
     logits = np.full(V, -10.0, dtype=np.float32)
     logits[[3, 4]] = [-1.0, -1.5]
     sampler = Sampler(options(temperature=0, repetition_penalty=2.0), V, np.array([3]))
-    assert sampler(mx.array(logits)).token_id == 4
+    assert drawn_by(sampler, logits).token_id == 4
 
 
 def test_presence_penalty_counts_the_answer_once_and_never_the_prompt() -> None:
     logits = np.zeros(V, dtype=np.float32)
     logits[[3, 4]] = [9.0, 8.0]
     sampler = Sampler(options(temperature=0, presence_penalty=1.5), V, np.array([3]))
-    assert [sampler(mx.array(logits)).token_id for _ in range(4)] == [3, 4, 3, 3]
+    assert [drawn_by(sampler, logits).token_id for _ in range(4)] == [3, 4, 3, 3]
 
 
 def test_frequency_penalty_counts_every_time() -> None:
@@ -118,26 +125,24 @@ def test_frequency_penalty_counts_every_time() -> None:
     logits[[3, 4]] = [9.0, 7.8]
     sampler = Sampler(options(temperature=0, frequency_penalty=1.0), V, np.array([3]))
     # 9 8 7 against 7.8 6.8: 3, 3, 4, 3
-    assert [sampler(mx.array(logits)).token_id for _ in range(4)] == [3, 3, 4, 3]
+    assert [drawn_by(sampler, logits).token_id for _ in range(4)] == [3, 3, 4, 3]
 
 
 def test_logit_bias_forces_and_forbids() -> None:
     logits = mx.array(some_logits())
     best = int(np.argmax(some_logits()))
-    assert (
-        Sampler(options(temperature=0, logit_bias={7: 100.0}), V, NO_PROMPT)(logits).token_id == 7
-    )
+    forced = Sampler(options(temperature=0, logit_bias={7: 100.0}), V, NO_PROMPT)
+    assert drawn_by(forced, logits).token_id == 7
     without = Sampler(options(temperature=0, logit_bias={best: -100.0}), V, NO_PROMPT)
-    assert without(logits).token_id != best
+    assert drawn_by(without, logits).token_id != best
     with pytest.raises(OptionError, match=f"vocabulary has {V}"):
         Sampler(options(logit_bias={V: 1.0}), V, NO_PROMPT)
 
 
 def test_logprobs_are_the_models_own_and_sorted() -> None:
     logits = some_logits()
-    drawn = Sampler(options(temperature=0.0, logprobs=True, top_logprobs=4), V, NO_PROMPT)(
-        mx.array(logits)
-    )
+    sampler = Sampler(options(temperature=0.0, logprobs=True, top_logprobs=4), V, NO_PROMPT)
+    drawn = drawn_by(sampler, logits)
     expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     order = np.argsort(-logits)[:4]
     assert drawn.top_tokens is not None and drawn.top_logprobs is not None

@@ -10,16 +10,11 @@ from collections.abc import Generator, Sequence
 
 import mlx.core as mx
 
-from mlx_qwenvl.engine.sampling import Sampled, Sampler
+from mlx_qwenvl.engine.sampling import Sampled, Sampler, draw
 from mlx_qwenvl.models.cache import LayerCache
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 CLEAR_EVERY = 256  # tokens between returns of freed buffers to the system
-
-
-def draw(logits: mx.array, samplers: Sequence[Sampler]) -> list[Sampled]:
-    """Draw one token for each row of logits [B, V]."""
-    return [sampler(row) for sampler, row in zip(samplers, logits, strict=True)]
 
 
 def decode_step(
@@ -37,7 +32,7 @@ def decode_step(
         samplers: B samplers.
     """
     inputs = mx.stack(list(tokens))[:, None]
-    return draw(model(inputs, cache)[:, -1], samplers)
+    return draw(model(inputs, cache)[:, -1], samplers, model.ops)
 
 
 def decode(
@@ -60,7 +55,7 @@ def decode(
         One evaluated token a sequence. By then the next step is under way, so the cache is one
         token ahead unless this is the last.
     """
-    current = draw(logits, samplers)
+    current = draw(logits, samplers, model.ops)
     _start(current)
     for index in range(max_tokens):
         following = None

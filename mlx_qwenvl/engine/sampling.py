@@ -1,19 +1,29 @@
-"""Drawing a token from one sequence's logits, on the device and without waiting for it.
+"""Drawing the next token of each sequence, on the device and without waiting for it.
 
-Every sequence has a sampler of its own, so a batch may mix settings and seeds freely.
+Every sequence has a sampler of its own, so a batch may mix settings and seeds freely. Penalties,
+bias and temperature make probabilities of the logits here; which of them are kept and what is drawn
+is defined in `kernels/sample.py`. A batch that is greedy takes the likeliest tokens.
 
-V is the vocabulary's size.
+B counts sequences, V is the vocabulary's size.
 """
 
 from __future__ import annotations
 
-import secrets
+import random
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.engine.options import Options, Sampling
+from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.kernels.ops import Ops
+from mlx_qwenvl.kernels.sample import NO_TOKEN, Filters
+
+COLDEST = 2.0**-40  # temperature at which only the likeliest token has a probability
+KEEP_ALL = 2**31  # as top-k: more than any vocabulary has
 
 
 class Sampled(NamedTuple):
@@ -33,8 +43,15 @@ class Sampled(NamedTuple):
 
     @property
     def token_id(self) -> int:
-        """The token as a number; waits for it."""
-        return int(np.array(self.token))
+        """The token as a number; waits for it.
+
+        Raises:
+            QwenVLError: There was nothing to draw from.
+        """
+        token = int(np.array(self.token))
+        if token == NO_TOKEN:
+            raise QwenVLError("the model computed NaN or infinity, expected logits")
+        return token
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -43,22 +60,27 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    """Draws the tokens of one answer.
+    """What the tokens of one answer are drawn by: settings, counts and chance.
 
     Args:
         options: The call's.
         vocabulary: V.
         prompt_ids: The prompt [L], which the repetition penalty counts too.
+
+    Attributes:
+        options: As given.
+        is_greedy: Whether it always takes the likeliest token.
+        adjusts: Whether it has a bias or a penalty.
     """
 
     def __init__(self, options: Options, vocabulary: int, prompt_ids: np.ndarray) -> None:
-        self._options = options
-        self._sampling = sampling = options.sampling
-        seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
-        self._key = mx.random.key(seed)
+        self.options = options
+        self.is_greedy = options.sampling.is_greedy
+        self._random = random.Random(None if options.seed is None else options.seed % 2**64)
         self._bias = _dense_bias(options, vocabulary)
         self._counts: mx.array | None = None
         self._prompt: mx.array | None = None
+        sampling = options.sampling
         if sampling.presence_penalty or sampling.frequency_penalty:
             self._counts = mx.zeros(vocabulary)
         if sampling.repetition_penalty != 1:
@@ -66,25 +88,11 @@ class Sampler:
             in_prompt = np.zeros(vocabulary, dtype=bool)
             in_prompt[prompt_ids] = True
             self._prompt = mx.array(in_prompt)
+        self.adjusts = self._bias is not None or self._counts is not None
 
-    def __call__(self, logits: mx.array) -> Sampled:
-        """Draw from logits [V]."""
-        raw = logits.astype(mx.float32)
-        token = self._draw(self._penalized(raw))
-        if self._counts is not None:
-            self._counts = self._counts.at[token].add(1)
-        if not self._options.logprobs:
-            return Sampled(token)
-        logprobs = raw - mx.logsumexp(raw)
-        count = self._options.top_logprobs
-        if count == 0:
-            return Sampled(token, logprobs[token])
-        top = mx.argpartition(-logprobs, kth=count - 1)[:count]
-        top = top[mx.argsort(-logprobs[top])]
-        return Sampled(token, logprobs[token], top, logprobs[top])
-
-    def _penalized(self, logits: mx.array) -> mx.array:
-        sampling = self._sampling
+    def adjusted(self, logits: mx.array) -> mx.array:
+        """Logits [V] float32 with bias and penalties."""
+        sampling = self.options.sampling
         if self._bias is not None:
             logits = logits + self._bias
         if self._counts is None:
@@ -94,46 +102,84 @@ class Sampler:
             penalty = sampling.repetition_penalty
             penalized = mx.where(logits > 0, logits / penalty, logits * penalty)
             logits = mx.where(answered | self._prompt, penalized, logits)
-        logits = logits - sampling.frequency_penalty * self._counts
-        return logits - sampling.presence_penalty * answered
+        if sampling.frequency_penalty:
+            logits = logits - sampling.frequency_penalty * self._counts
+        if sampling.presence_penalty:
+            logits = logits - sampling.presence_penalty * answered
+        return logits
 
-    def _draw(self, logits: mx.array) -> mx.array:
-        sampling = self._sampling
-        if sampling.is_greedy:
-            return mx.argmax(logits)
-        logits = logits / sampling.temperature
-        self._key, key = mx.random.split(self._key)
-        if not (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
-            return mx.random.categorical(logits, key=key)
-        order = mx.argsort(-logits)
-        kept = keep_likeliest(logits[order], sampling.top_k, sampling.top_p, sampling.min_p)
-        return order[mx.random.categorical(kept, key=key)]
+    def count(self, token: mx.array) -> None:
+        """Take note of a drawn token, for the penalties."""
+        if self._counts is not None:
+            self._counts = self._counts.at[token].add(1)
+
+    def chance(self) -> int:
+        """The next of the seed's numbers, in 0..2^32 - 1.
+
+        They depend on the seed alone: it gives the same tokens alone and beside others.
+        """
+        return self._random.getrandbits(32)
 
 
-def keep_likeliest(logits: mx.array, top_k: int, top_p: float, min_p: float) -> mx.array:
-    """Sorted logits with all but the kept ones at minus infinity; the likeliest always stays.
+def draw(logits: mx.array, samplers: Sequence[Sampler], ops: Ops) -> list[Sampled]:
+    """Draw one token for each row of logits [B, V]."""
+    raw = logits.astype(mx.float32)
+    adjusted = raw
+    if any(sampler.adjusts for sampler in samplers):
+        rows = [sampler.adjusted(row) for sampler, row in zip(samplers, raw, strict=True)]
+        adjusted = mx.stack(rows) if len(rows) > 1 else rows[0][None]  # spares a copy
+    if all(sampler.is_greedy for sampler in samplers):
+        tokens = mx.argmax(adjusted, axis=-1)
+    else:
+        scale, filters = settings_of(tuple(sampler.options.sampling for sampler in samplers))
+        chance = mx.array([[sampler.chance()] for sampler in samplers], dtype=mx.uint64)
+        tokens = ops.sample(mx.softmax(adjusted * scale, axis=-1), chance, filters)
+    drawn = []
+    for i, (sampler, token) in enumerate(zip(samplers, tokens, strict=True)):
+        sampler.count(token)
+        options = sampler.options
+        if options.logprobs:
+            row = raw[i : i + 1].reshape(-1)  # a view; raw[i] is a launch
+            drawn.append(_with_logprobs(token, row, options.top_logprobs))
+        else:
+            drawn.append(Sampled(token))
+    return drawn
 
-    Args:
-        logits: [V], largest first.
-        top_k: Keep the first k; 0 for all.
-        top_p: Keep those before which less than p has been reached, after top-k.
-        min_p: Keep those at least this fraction as likely as the first, after both.
+
+@lru_cache(maxsize=64)
+def settings_of(samplings: tuple[Sampling, ...]) -> tuple[mx.array, Filters]:
+    """What the device wants to know of each row; made once, since it stays from step to step.
+
+    Returns:
+        1 / temperature [B, 1] float32, and what is kept. A greedy row is one that is cold.
     """
-    rank = mx.arange(logits.shape[-1])
-    keep = rank < (top_k or logits.shape[-1])
-    logits = mx.where(keep, logits, -mx.inf)
-    if top_p < 1:
-        probabilities = mx.softmax(logits)
-        before = mx.cumsum(probabilities) - probabilities
-        logits = mx.where((before < top_p) | (rank == 0), logits, -mx.inf)
-    if min_p > 0:
-        logits = mx.where(logits >= logits[0] + float(np.log(min_p)), logits, -mx.inf)
-    return logits
+    greedy = Sampling(temperature=0, top_k=1)
+    rows = [greedy if one.is_greedy else one for one in samplings]
+    top_k = [[one.top_k or KEEP_ALL] for one in rows]
+    beyond = [[min(round((1 - one.top_p) * 2**32), 2**32 - 1)] for one in rows]
+    filters = Filters(
+        top_k=mx.array(top_k, dtype=mx.uint32),
+        beyond=mx.array(beyond, dtype=mx.uint64),
+        min_p=mx.array([[one.min_p] for one in rows], dtype=mx.float32),
+        with_k=any(one.top_k for one in rows),
+        with_p=any(share > 0 for (share,) in beyond),
+        with_floor=any(one.min_p for one in rows),
+    )
+    scale = [[1 / max(one.temperature, COLDEST)] for one in rows]
+    return mx.array(scale, dtype=mx.float32), filters
+
+
+def _with_logprobs(token: mx.array, raw: mx.array, count: int) -> Sampled:
+    """A token drawn from raw logits [V], with the model's own log-probabilities."""
+    logprobs = raw - mx.logsumexp(raw)
+    if count == 0:
+        return Sampled(token, logprobs[token])
+    top = mx.argpartition(-logprobs, kth=count - 1)[:count]
+    top = top[mx.argsort(-logprobs[top])]
+    return Sampled(token, logprobs[token], top, logprobs[top])
 
 
 def _dense_bias(options: Options, vocabulary: int) -> mx.array | None:
-    from mlx_qwenvl.errors import OptionError
-
     if not options.logit_bias:
         return None
     bias = np.zeros(vocabulary, dtype=np.float32)

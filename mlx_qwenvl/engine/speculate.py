@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlx_qwenvl.engine.decode import CLEAR_EVERY, decode_step, draw
+from mlx_qwenvl.engine.decode import CLEAR_EVERY, decode_step
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.pace import Pace, Proposer
 from mlx_qwenvl.engine.reply import Speculation
-from mlx_qwenvl.engine.sampling import Sampled, Sampler
+from mlx_qwenvl.engine.sampling import Sampled, Sampler, draw
 from mlx_qwenvl.models.cache import LayerCache
 from mlx_qwenvl.models.linear import DequantizingLinear
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -208,7 +208,7 @@ def _tokens(
     speculator: Speculator,
 ) -> Iterator[Sampled]:
     """The loop of `speculate`; it may have fed more than it gave."""
-    (current,) = draw(logits, [sampler])
+    (current,) = draw(logits, [sampler], model.ops)
     mx.async_eval(current.arrays)
     index = 0  # of `current` in the answer
     is_known = False  # whether its value was waited for
@@ -273,7 +273,7 @@ def _verify(
 ) -> list[Sampled]:
     """The model's choices behind `current` and each proposed token; nothing is waited for."""
     inputs = mx.array([[current.token_id, *proposal]])
-    rows = draw(model(inputs, cache)[0], [sampler] * (len(proposal) + 1))
+    rows = draw(model(inputs, cache)[0], [sampler] * (len(proposal) + 1), model.ops)
     mx.async_eval([row.arrays for row in rows])
     return rows
 

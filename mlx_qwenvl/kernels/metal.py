@@ -71,6 +71,34 @@ class MetalKernel:
         )
         return cast(_Launch, built)
 
+    def launch(
+        self,
+        inputs: Sequence[mx.array],
+        template: Template,
+        grid: Size,
+        threadgroup: Size,
+        shapes: Sequence[Sequence[int]],
+        dtype: mx.Dtype,
+    ) -> list[mx.array]:
+        """Launch it.
+
+        Args:
+            inputs: Arrays.
+            template: Constants of this instance by name.
+            grid: Threads in all, along x, y and z.
+            threadgroup: Threads of one group; at the edges of the grid it is cut.
+            shapes: Of the outputs.
+            dtype: Of the outputs.
+        """
+        return self._launch(
+            inputs=inputs,
+            template=template,
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=shapes,
+            output_dtypes=[dtype] * len(shapes),
+        )
+
     def __call__(
         self,
         inputs: Sequence[mx.array],
@@ -79,23 +107,9 @@ class MetalKernel:
         threadgroup: Size,
         shapes: Sequence[Sequence[int]],
     ) -> tuple[mx.array, mx.array]:
-        """Launch it.
-
-        Args:
-            inputs: Arrays; the first one's dtype is that of the outputs.
-            template: Constants of this instance by name.
-            grid: Threads in all, along x, y and z.
-            threadgroup: Threads of one group; at the edges of the grid it is cut.
-            shapes: Of the two outputs.
-        """
-        first, second = self._launch(
-            inputs=inputs,
-            template=template,
-            grid=grid,
-            threadgroup=threadgroup,
-            output_shapes=shapes,
-            output_dtypes=[inputs[0].dtype] * len(shapes),
-        )
+        """Launch it for two outputs of the first input's dtype."""
+        dtype = inputs[0].dtype
+        first, second = self.launch(inputs, template, grid, threadgroup, shapes, dtype)
         return first, second
 
 

@@ -12,6 +12,7 @@ from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.kernels.add_rms_norm import add_rms_norm, add_rms_norm_cpu, add_rms_norm_twin
 from mlx_qwenvl.kernels.rotate_qkv import Rotation, rotate_qkv, rotate_qkv_twin
 from mlx_qwenvl.kernels.rotate_vision import rotate_vision, rotate_vision_twin
+from mlx_qwenvl.kernels.sample import Filters, sample, sample_twin
 
 VARIABLE = "MLX_QWENVL_KERNELS"
 
@@ -20,19 +21,21 @@ Pair = tuple[mx.array, mx.array]
 
 @dataclass(frozen=True)
 class Ops:
-    """The fused steps of the model, each described in the file of its name.
+    """The fused steps of the model and the sampler, each described in the file of its name.
 
     Attributes:
         name: For people: "Metal kernels" or "plain MLX".
         rotate_vision: (qkv, cos, sin) to queries and keys.
         rotate_qkv: (qkv, bias, rotation, heads, kv_heads) to queries, and keys with values.
         add_rms_norm: (x, delta, weight, eps) to sum and norm.
+        sample: (p, chance, filters) to one token a row.
     """
 
     name: str
     rotate_vision: Callable[[mx.array, mx.array, mx.array], Pair]
     rotate_qkv: Callable[[mx.array, mx.array | None, Rotation, int, int], Pair]
     add_rms_norm: Callable[[mx.array, mx.array, mx.array, float], Pair]
+    sample: Callable[[mx.array, mx.array, Filters], mx.array]
 
 
 TWINS = Ops(
@@ -40,6 +43,7 @@ TWINS = Ops(
     rotate_vision=rotate_vision_twin,
     rotate_qkv=rotate_qkv_twin,
     add_rms_norm=add_rms_norm_twin,
+    sample=sample_twin,
 )
 CPU = replace(TWINS, add_rms_norm=add_rms_norm_cpu)
 METAL = Ops(
@@ -47,6 +51,7 @@ METAL = Ops(
     rotate_vision=rotate_vision,
     rotate_qkv=rotate_qkv,
     add_rms_norm=add_rms_norm,
+    sample=sample,
 )
 
 

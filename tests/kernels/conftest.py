@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision
+from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision, sample
 from tests.metal_emulator import Launch, metal_kernel, record_launches, unavailable
 
-MODULES = (rotate_vision, rotate_qkv, add_rms_norm)
+MODULES = (rotate_vision, rotate_qkv, add_rms_norm, sample)
 
 
 @pytest.fixture

@@ -9,10 +9,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision
+from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision, sample
 from mlx_qwenvl.kernels.ops import METAL
 from tests.kernels.checks import NORM, QKV, VISION
+from tests.kernels.draws import DRAWS
 from tests.metal_emulator import Launch, MetalError
+
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
     "rotate_vision": {
@@ -128,12 +131,93 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "static_cast<float>(x[row + at]) - ",
         ),
     },
+    "sample": {
+        "first row again": ("size_t(row) * V", "0"),
+        "likeliest last": (
+            "uint depth = ONE - metal::min(as_type<uint>(p[start + i]), ONE)",
+            "uint depth = as_type<uint>(p[start + i])",
+        ),
+        "masses in half precision": (
+            "weight = uint(value * UNIT + 0.5f)",
+            "weight = uint(float(half(value)) * UNIT)",
+        ),
+        "bits of another prefix": (">> (shift + BITS) == begin", ">> (shift + BITS) <= begin"),
+        "bits not cut off": ("(depth >> shift) % BINS", "depth >> shift"),
+        "last bits left out": ("shift >= 0", "shift > 0"),
+        "bins of before": (
+            "atomic_store_explicit(&masses[b]",
+            "if (shift == 20) atomic_store_explicit(&masses[b]",
+        ),
+        "bins never emptied": (
+            "atomic_store_explicit(&counts[b]",
+            "if (b > BINS) atomic_store_explicit(&counts[b]",
+        ),
+        "one bin of each thread": (
+            "for (uint e = 0; e < EACH; ++e)",
+            "for (uint e = 0; e + 1 < EACH; ++e)",
+        ),
+        "its own bins counted twice": (
+            "simd_prefix_exclusive_sum(mass)",
+            "simd_prefix_inclusive_sum(mass)",
+        ),
+        "SIMD-groups up to its own": ("mass_before += g < group ?", "mass_before += g <= group ?"),
+        "nothing before its SIMD-group": ("count_before += g < group ? group_count[g] : 0;", ""),
+        "round before forgotten": ("mass_before += mass_ahead;", ""),
+        "ranks before forgotten": ("count_before += count_ahead;", ""),
+        "top-k one too many": ("uint goal = top_k[row];", "uint goal = top_k[row] + 1;"),
+        "top-k of the first row": ("goal = top_k[row]", "goal = top_k[0]"),
+        "top-k that never ends": ("metal::min(goal, whole_count)", "goal"),
+        "top-p of all that there is": (
+            "total = total == 0 ? whole_mass : total;",
+            "total = whole_mass;",
+        ),
+        "top-p of the rest": (
+            "total - uint((ulong(total) * beyond[row]) >> 32)",
+            "uint((ulong(total) * beyond[row]) >> 32)",
+        ),
+        "top-p in 32 bits": ("(ulong(total) * beyond[row])", "(total * uint(beyond[row]))"),
+        "top-p alone": ("by_count ? top_k[row] >= V", "by_count ? true"),
+        "top-k alone": (": beyond[row] == 0", ": true"),
+        "share that is reached left out": (
+            "reached < goal && goal - reached <=",
+            "reached < goal && goal - reached <",
+        ),
+        "one tie too few": ("+ mass_of_one - 1) / mass_of_one", ") / mass_of_one"),
+        "ties of top-k one too many": ("goal - count_ahead\n", "goal - count_ahead + 1\n"),
+        "all ties": ("all = ties == found[3]", "all = true"),
+        "walk to the tie before": ("to_tie ? ties - 1", "to_tie ? metal::max(ties, 2u) - 2"),
+        "tie kept but one": ("limit = found[0] + 1", "limit = found[0]"),
+        "cut left out": ("depth == cut && id < limit", "false"),
+        "min-p left out": ("value >= floors[row] &&", ""),
+        "min-p beyond itself": ("value >= floors[row]", "value > floors[row]"),
+        "chance of the first row": ("chance[row]", "chance[0]"),
+        "goal reached is passed": (
+            "upto - weight <= goal && goal < upto",
+            "upto - weight < goal && goal <= upto",
+        ),
+        "lanes alone": ("reached = simd_max(upto)", "reached = upto"),
+        "piece of the first": ("first = group * piece", "first = 0"),
+        "pieces too short": ("(V + GROUPS - 1) / GROUPS", "V / GROUPS"),
+        "pieces without end": ("if (id < end)", "if (id < first + piece)"),
+        "no barrier before the bins": (
+            BARRIER + "\n            for (uint i = me",
+            "\n            for (uint i = me",
+        ),
+        "no barrier behind the bins": (BARRIER + "\n\n", "\n\n"),
+        "no barrier before what was found": (
+            BARRIER + "\n            begin =",
+            "\n            begin =",
+        ),
+        "no barrier behind the walk": (BARRIER + "\n        if (to_tie)", "\n        if (to_tie)"),
+        "NaN of the first row": ("as_type<uint>(p[start]) &", "as_type<uint>(p[0]) &"),
+    },
 }  # fmt: skip
 
 MODULES: dict[str, tuple[ModuleType, Any]] = {
     "rotate_vision": (rotate_vision, VISION),
     "rotate_qkv": (rotate_qkv, QKV),
     "add_rms_norm": (add_rms_norm, NORM),
+    "sample": (sample, DRAWS),
 }
 
 

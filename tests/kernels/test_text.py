@@ -9,22 +9,31 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision
+from mlx_qwenvl.kernels import add_rms_norm, rotate_qkv, rotate_vision, sample
 from mlx_qwenvl.kernels.ops import METAL
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
+from mlx_qwenvl.kernels.sample import Filters
 from tests.kernels.checks import NORM, QKV, VISION, Norm, Qkv, Vision
+from tests.kernels.draws import DRAWS, Draws
 from tests.kernels.references import DTYPES
 from tests.metal_emulator import metal_kernel, unavailable
 
-CASES: list[tuple[ModuleType, Any]] = [
+ROTATIONS_AND_NORM: list[tuple[ModuleType, Any]] = [
     *((rotate_vision, case) for case in VISION),
     *((rotate_qkv, case) for case in QKV),
     *((add_rms_norm, case) for case in NORM),
 ]
+CASES = [
+    *((*case, dtype) for dtype in DTYPES for case in ROTATIONS_AND_NORM),
+    *((sample, case, mx.float32) for case in (DRAWS[0], *DRAWS[-2:])),
+]
 
 
-def launch(case: Vision | Qkv | Norm, *arrays: mx.array) -> tuple[mx.array, ...]:
+def launch(case: Vision | Qkv | Norm | Draws, *arrays: mx.array) -> tuple[mx.array, ...]:
     """Launch a case's kernel on arrays that stand for its own."""
+    if isinstance(case, Draws):
+        p, chance, top_k, beyond, min_p = arrays
+        return (METAL.sample(p, chance, Filters(top_k, beyond, min_p, True, True, True)),)
     if isinstance(case, Vision):
         return METAL.rotate_vision(*arrays)
     if isinstance(case, Norm):
@@ -36,7 +45,10 @@ def launch(case: Vision | Qkv | Norm, *arrays: mx.array) -> tuple[mx.array, ...]
     return METAL.rotate_qkv(given[0], bias, rotation, case.heads, case.kv_heads)
 
 
-def arrays_of(case: Vision | Qkv | Norm, dtype: mx.Dtype) -> list[mx.array]:
+def arrays_of(case: Vision | Qkv | Norm | Draws, dtype: mx.Dtype) -> list[mx.array]:
+    if isinstance(case, Draws):
+        p, chance, filters = case.inputs(dtype)
+        return [p, chance, filters.top_k, filters.beyond, filters.min_p]
     if isinstance(case, Vision):
         qkv, angles = case.inputs(dtype)
         return [qkv, mx.cos(angles), mx.sin(angles)]
@@ -49,8 +61,7 @@ def arrays_of(case: Vision | Qkv | Norm, dtype: mx.Dtype) -> list[mx.array]:
 
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 @pytest.mark.skipif(mx.metal.is_available(), reason="a trace with Metal reports another text")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("module", "case"), CASES)
+@pytest.mark.parametrize(("module", "case", "dtype"), CASES)
 def test_mlx_makes_the_text_that_the_emulator_ran(
     module: ModuleType,
     case: Any,
