@@ -13,6 +13,7 @@ COMMANDS = {
     "use": ("mlx_qwenvl.use", "choose the model that answers when none is named"),
     "convert": ("mlx_qwenvl.convert.__main__", "write a quantized copy of a model"),
     "info": ("mlx_qwenvl.info", "what a model consists of, and what it needs"),
+    "bench": ("mlx_qwenvl.bench", "how fast a model answers on this machine"),
     "serve": ("mlx_qwenvl.server.__main__", "answer over HTTP, as OpenAI's API does"),
 }
 

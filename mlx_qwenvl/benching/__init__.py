@@ -1,0 +1,1 @@
+"""What `mlx-qwenvl bench` measures, and how it tells it."""
