@@ -102,7 +102,7 @@ def shapes_of(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     parameters = tree_flatten(Qwen2VL(Config.from_dict(raw)).parameters())
     shapes = {name: tuple(array.shape) for name, array in parameters}
     del shapes[f"{PATCH_EMBED}.bias"]
-    shapes[f"{PATCH_EMBED}.weight"] = (1280, 3, 2, 14, 14)
+    shapes[f"{PATCH_EMBED}.weight"] = (raw["vision_config"]["embed_dim"], 3, 2, 14, 14)
     return shapes
 
 
