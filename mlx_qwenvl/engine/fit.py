@@ -181,7 +181,7 @@ class _Question:
         seen = [min(patches, most) for patches in self.new]
         backend = _backend(self.model)
         needed = memory_needed(
-            Description(config, (), mlp_padding(self.model)),
+            Description(config, (), mlp_padding(self.model), self.model.visual.is_narrow),
             backend,
             context=context,
             patches=max([min(sum(seen), VISION_BATCH), *seen]),

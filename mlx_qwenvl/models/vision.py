@@ -9,6 +9,8 @@ Axes: B pictures, N patches of one picture, K values of one patch, D the tower's
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -16,6 +18,7 @@ from mlx_qwenvl.kernels.ops import Ops
 from mlx_qwenvl.models.activations import gelu, quick_gelu
 from mlx_qwenvl.models.attention import attend
 from mlx_qwenvl.models.config import VisionConfig
+from mlx_qwenvl.models.linear import WideningLinear
 from mlx_qwenvl.models.rope import Grid, vision_angles
 from mlx_qwenvl.models.rows import by_rows
 
@@ -50,8 +53,8 @@ class VisionAttention(nn.Module):
         self._ops = ops
         self.num_heads = config.num_heads
         self.scale = config.head_dim**-0.5
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.qkv = WideningLinear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = WideningLinear(config.embed_dim, config.embed_dim)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Attend within x [B, N, D], turned by cos and sin [N, head_dim / 2]."""
@@ -73,8 +76,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim)
+        self.fc1 = WideningLinear(config.embed_dim, config.mlp_dim)
+        self.fc2 = WideningLinear(config.mlp_dim, config.embed_dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Transform x [B, N, D]."""
@@ -107,10 +110,10 @@ class PatchMerger(nn.Module):
         self.ln_q = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
         self.hidden_size = config.hidden_size
         # A list with a hole, because the checkpoint counts the activation: mlp.0 and mlp.2.
-        self.mlp = [
-            nn.Linear(self.merged_dim, self.merged_dim),
+        self.mlp: list[Any] = [
+            WideningLinear(self.merged_dim, self.merged_dim),
             {},
-            nn.Linear(self.merged_dim, config.hidden_size),
+            WideningLinear(self.merged_dim, config.hidden_size),
         ]
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -136,6 +139,11 @@ class VisionTransformer(nn.Module):
     def dtype(self) -> mx.Dtype:
         """Dtype of the activations."""
         return self.merger.ln_q.weight.dtype
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether matrices are held in fewer bits than they are multiplied in."""
+        return bool(self.merger.mlp[0].weight.dtype.size < self.dtype.size)
 
     def __call__(self, patches: mx.array, grid: Grid) -> mx.array:
         """Encode pictures of one size.

@@ -13,8 +13,8 @@ from fractions import Fraction
 
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.weights.files import FLOATS, StoredTensor
-from mlx_qwenvl.weights.load import check_tensors, stored_formats
+from mlx_qwenvl.weights.files import FLOATS, HALVES, StoredTensor
+from mlx_qwenvl.weights.load import check_tensors, stays_narrow, stored_formats
 from mlx_qwenvl.weights.pad import stored_padding
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.quantize import BITS_PER_WORD
@@ -43,8 +43,8 @@ class Part:
         formats: Matrices by how they are stored, such as {"4bit (groups of 64)": 196}.
         dense: Matrices that are not quantized in a part that has quantized ones, by name.
         cast_values: Floats that take the dtype of the device when loaded; scales are among them.
-        kept_bytes: Bytes in memory of everything else: packed weights, byte scales, and the patch
-            embedding, which is folded to one frame of float32.
+        kept_bytes: Bytes in memory of everything else: packed weights, byte scales, the tower's
+            matrices of 16 bits, and the patch embedding, folded to one frame of float32.
         padded_values: Floats that padding the MLPs adds (`weights/pad.py`).
         padded_bytes: Bytes of everything else that it adds.
     """
@@ -78,11 +78,13 @@ class Description:
         config: Its shape.
         parts: Its parts, in the order of `PARTS`; a tied head is none.
         mlp_padding: Most columns by which an MLP is widened where that is done.
+        has_narrow_tower: Whether matrices of the vision tower have 16 bits.
     """
 
     config: Config
     parts: tuple[Part, ...]
     mlp_padding: int = 0
+    has_narrow_tower: bool = False
 
     @property
     def parameters(self) -> int:
@@ -133,7 +135,8 @@ def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
         _part(name, held, formats, config.vision, grown) for name, held in by_part.items() if held
     )
     padding = max(grown.values(), default=0) * config.text.intermediate_size
-    return Description(config, tuple(parts), int(padding))
+    narrow = any(stays_narrow(n, t.shape) and t.dtype in HALVES for n, t in stored.items())
+    return Description(config, tuple(parts), int(padding), narrow)
 
 
 def format_name(form: Format) -> str:
@@ -169,6 +172,8 @@ def _part(
             dense.append(name)
         if path == PATCH_EMBED:
             kept_bytes += _folded_bytes(vision)
+        elif stays_narrow(name, tensor.shape) and tensor.dtype in HALVES:
+            kept_bytes += tensor.nbytes
         elif tensor.dtype in FLOATS:
             cast_values += tensor.size
             padded_values += int(tensor.size * grown.get(name, 0))

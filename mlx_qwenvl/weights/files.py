@@ -21,7 +21,8 @@ from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.weights.names import canonical, is_derived
 
 INDEX_FILE = "model.safetensors.index.json"
-FLOATS = ("F32", "F16", "BF16")
+HALVES = ("F16", "BF16")
+FLOATS = ("F32", *HALVES)
 PACKED = "U32"  # quantized weights
 LENGTH_BYTES = 8  # at the beginning of a file, little-endian: the length of its header
 

@@ -85,7 +85,8 @@ def lazy_model(
     if plan is not None:
         weights = _quantized(weights, plan.formats)
     cast = [
-        (name, array.astype(target) if _is_cast(name, array) else array) for name, array in weights
+        (name, array.astype(target) if _is_cast(name, array, target) else array)
+        for name, array in weights
     ]
     model.load_weights(cast, strict=True)
     model.eval()
@@ -203,6 +204,17 @@ def _quantized(
             yield name, array
 
 
-def _is_cast(name: str, array: mx.array) -> bool:
-    """Floats follow the device's dtype, but for the patch embedding (see `models/vision.py`)."""
-    return mx.issubdtype(array.dtype, mx.floating) and not name.startswith(PATCH_EMBED)
+def _is_cast(name: str, array: mx.array, target: mx.Dtype) -> bool:
+    """Floats follow the device's dtype.
+
+    But for the patch embedding (see `models/vision.py`), and the tower's matrices of 16 bits, which
+    are not made float32 before they are used.
+    """
+    if not mx.issubdtype(array.dtype, mx.floating) or name.startswith(PATCH_EMBED):
+        return False
+    return not (stays_narrow(name, array.shape) and array.dtype.size < target.size)
+
+
+def stays_narrow(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a matrix of the vision tower, which keeps 16 bits where it has them."""
+    return name.startswith("visual.") and name.endswith(".weight") and len(shape) == 2

@@ -23,7 +23,8 @@ from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 from mlx_qwenvl.models.rows import WHOLE_ROWS
 from mlx_qwenvl.weights.describe import Description
-from mlx_qwenvl.weights.files import FLOATS, StoredTensor
+from mlx_qwenvl.weights.files import FLOATS, HALVES, StoredTensor
+from mlx_qwenvl.weights.load import stays_narrow
 from mlx_qwenvl.weights.pad import on_metal, pads_mlp, stored_padding
 from mlx_qwenvl.weights.quantize import stored_format
 from mlx_qwenvl.weights.recipes import Format
@@ -123,7 +124,7 @@ def memory_needed(
     return Memory(
         weights=description.loaded_bytes(backend.float_bytes, pads),
         kv_cache=context * kv_bytes_per_token(config, backend, kv),
-        vision=_vision_bytes(config.vision, patches, backend),
+        vision=_vision_bytes(config.vision, patches, backend, description.has_narrow_tower),
         prefill=_prefill_bytes(config.text, mlp, step, context, backend),
     )
 
@@ -154,7 +155,9 @@ def weight_bytes(
             group = 2 * float_bytes if form.mode == "affine" else 1
             nbytes = tensor.size * form.bits // 8 + tensor.size // form.group_size * group
         else:
-            nbytes = tensor.size * float_bytes if tensor.dtype in FLOATS else tensor.nbytes
+            narrow = stays_narrow(name, tensor.shape) and tensor.dtype in HALVES
+            cast = tensor.dtype in FLOATS and not narrow
+            nbytes = tensor.size * float_bytes if cast else tensor.nbytes
         total += nbytes * (1 + grown.get(name, 0))
     return int(total)
 
@@ -204,9 +207,10 @@ def tokens_per_second(
     return bandwidth * 1e9 / read
 
 
-def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend) -> int:
+def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: bool) -> int:
     """Patches in uint8, one block's arrays or the patch embedding's in float32, and scores.
 
+    Where the tower's matrices are `narrow`, those of one block or the merger's are widened.
     Of many patches only so many rows are alive at once, beside what attention needs of all.
     """
     if patches == 0:
@@ -221,7 +225,11 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend) -> int:
         # Input, norm, q, k, v as they come and joined, output by head and by patch, projection.
         held += patches * 11 * width * backend.float_bytes
     scores = _score_bytes(vision.num_heads, 1, patches, patches, vision.head_dim, backend)
-    return patches * pixels + held + scores
+    widened = 0
+    if narrow and backend.float_bytes == FLOAT32:
+        matrices = 4 * width**2 + 2 * width * vision.mlp_dim
+        widened = FLOAT32 * max(matrices, (width * vision.spatial_merge_size**2) ** 2)
+    return patches * pixels + held + scores + widened
 
 
 def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:
