@@ -15,6 +15,7 @@ import sys
 
 SWITCH = "MLX_QWENVL_OPENBLAS"
 LIBRARY = "libopenblas.so.0"  # Debian: libopenblas0-pthread; Fedora: openblas
+SLEEP_AT_ONCE = "4"  # the least that OpenBLAS takes: idle threads spin for 2^4 cycles
 
 
 def preload_openblas() -> bool:
@@ -23,6 +24,9 @@ def preload_openblas() -> bool:
         return False
     if "mlx.core" in sys.modules:
         return False
+    # Its threads spin for the next product otherwise, on cores that MLX's own threads need: of a
+    # decode step's processor time that was a quarter on two cores.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", SLEEP_AT_ONCE)
     try:
         ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
     except OSError:

@@ -93,6 +93,16 @@ def test_openblas_is_there_before_mlx() -> None:
     assert "libopenblas" in libraries
 
 
+@with_openblas
+@pytest.mark.parametrize(("given", "found"), [(None, "4"), ("20", "20")])
+def test_idle_threads_of_openblas_sleep_unless_somebody_says_otherwise(
+    given: str | None, found: str
+) -> None:
+    env = {} if given is None else {"OPENBLAS_THREAD_TIMEOUT": given}
+    program = "import mlx_qwenvl, os; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    assert run("-c", program, env=env).out.strip() == found
+
+
 @linux
 def test_openblas_can_be_turned_off_and_mlx_works_without_it() -> None:
     env = {"MLX_QWENVL_OPENBLAS": "off"}

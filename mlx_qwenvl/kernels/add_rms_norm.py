@@ -29,14 +29,14 @@ def add_rms_norm_cpu(
 ) -> tuple[mx.array, mx.array]:
     """The same for MLX's CPU backend, where a token costs as much as its ops are many.
 
-    There `mx.fast.rms_norm` is seven ops. For one token a sequence, x [B, 1, D], the mean square
-    and `eps` come out of one product of the row with itself.
+    There `mx.fast.rms_norm` is seven ops. For one row, x [1, D], the mean square and `eps` come out
+    of one product of the row with itself.
     """
     total = x + delta
-    if total.ndim != 3 or total.shape[1] != 1:
+    if total.ndim != 2 or total.shape[0] != 1:
         return total, mx.fast.rms_norm(total, weight, eps)
     row = total.astype(mx.float32)
-    square = mx.addmm(mx.array(eps), row, row.swapaxes(1, 2), alpha=1 / row.shape[-1])
+    square = mx.addmm(_one_by_one(eps), row, row.T, alpha=1 / row.shape[1])
     return total, (row * mx.rsqrt(square)).astype(total.dtype) * weight
 
 
@@ -132,3 +132,9 @@ def _row_threads(width: int, near: int) -> int:
 @cache
 def _scalar(value: float) -> mx.array:
     return mx.array(value, dtype=mx.float32)  # made once: it is an input of every launch
+
+
+@cache
+def _one_by_one(value: float) -> mx.array:
+    """[1, 1] float32, so that no step has to broadcast it."""
+    return mx.array([[value]])

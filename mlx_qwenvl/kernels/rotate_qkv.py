@@ -80,7 +80,7 @@ def rotate_qkv_twin(
     """Rotated queries, and rotated keys with values, of a merged projection.
 
     Args:
-        qkv: [B, L, (Q + 2 G) D]: queries, keys, values.
+        qkv: [B L, (Q + 2 G) D]: queries, keys, values.
         bias: [(Q + 2 G) D], or None where it is in `qkv` already.
         rotation: The tokens' positions.
         heads: Q.
@@ -89,10 +89,10 @@ def rotate_qkv_twin(
     Returns:
         Queries [B, Q, L, D], and keys and values [2, B, G, L, D].
     """
-    batch, length, _ = qkv.shape
+    length, every = rotation.positions.shape[2], heads + 2 * kv_heads
     if bias is not None:
         qkv = qkv + bias
-    split = qkv.reshape(batch, length, heads + 2 * kv_heads, 2, -1)
+    split = qkv.reshape(-1, length, every, 2, qkv.shape[-1] // (2 * every))
     if length <= FEW_TOKENS:
         cos, sin = rotation.whole_tables(heads, kv_heads)
         turned = _turn(split, cos, sin, split[:, :, :, ::-1])
@@ -101,8 +101,8 @@ def rotate_qkv_twin(
         turning, values = mx.split(split, [heads + kv_heads], axis=2)
         turned = _turn(turning, cos, sin, turning[:, :, :, ::-1])
         turned = mx.concatenate([turned, values], axis=2)
-    q, kv = mx.split(turned.reshape(batch, length, heads + 2 * kv_heads, -1), [heads], axis=2)
-    kv = kv.reshape(batch, length, 2, kv_heads, -1).transpose(2, 0, 3, 1, 4)
+    q, kv = mx.split(turned.flatten(3), [heads], axis=2)
+    kv = mx.unflatten(kv, 2, (2, kv_heads)).transpose(2, 0, 3, 1, 4)
     return q.transpose(0, 2, 1, 3), kv
 
 
@@ -172,9 +172,8 @@ def rotate_qkv(
 
     The angle is a float32 product of position and frequency, as in the twin's tables.
     """
-    batch, length, merged = qkv.shape
-    every = heads + 2 * kv_heads
-    width = merged // every
+    length, every = rotation.positions.shape[2], heads + 2 * kv_heads
+    width = qkv.shape[-1] // every
     half = width // 2
     if (
         qkv.dtype not in FLOATS
@@ -184,6 +183,7 @@ def rotate_qkv(
         or qkv.size == 0
     ):
         return rotate_qkv_twin(qkv, bias, rotation, heads, kv_heads)
+    batch = qkv.size // (length * every * width)
     shared = 1 if batch * length <= FEW_TOKENS else share(every)
     time, height, _ = rotation.section
     return KERNEL(

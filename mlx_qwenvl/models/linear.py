@@ -35,9 +35,8 @@ class Dense(nn.Linear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply to x [..., in], giving [..., out]."""
-        if not (self._on_cpu and is_column(x, self["weight"])):
-            return super().__call__(x)
-        out = row_times(x, self["weight"])
+        weight = self["weight"]
+        out = row_times(x, weight) if self._on_cpu and is_column(x, weight) else x @ weight.T
         return out + self["bias"] if "bias" in self else out
 
 

@@ -1,6 +1,7 @@
 """The decoder: token vectors and a cache to hidden states.
 
-Axes: B sequences, L tokens of one call, D the decoder's width, H query heads, G key-value heads.
+Axes: B sequences, L tokens of one call, N = B L rows, D the decoder's width, Q query heads, G
+key-value heads. Between the layers tokens are rows [N, D]: only attention asks whose they are.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         del self.q_proj, self.k_proj, self.v_proj
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Queries, keys and values [B, L, (Q + 2 G) D], and the bias that they still lack."""
+        """Queries, keys and values [N, (Q + 2 G) D], and the bias that they still lack."""
         layers = self.get("qkv_proj")
         if layers is None:
             layers = [self.q_proj, self.k_proj, self.v_proj]
@@ -55,7 +56,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, rotation: Rotation, mask: mx.array | str | None, cache: LayerCache
     ) -> mx.array:
-        """Attend from x [B, L, D] to the cache and to itself."""
+        """Attend from x [N, D] to the cache and to itself."""
         qkv, bias = self._project(x)
         q, kv = self._ops.rotate_qkv(qkv, bias, rotation, self.num_heads, self.num_kv_heads)
         out = cache.attend(q, kv, self.scale, mask)
@@ -79,7 +80,7 @@ class MLP(nn.Module):
             del self.gate_proj, self.up_proj
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Transform x [B, L, D]."""
+        """Transform x [N, D]."""
         if "gate_up_proj" in self:
             gate, up = mx.split(self["gate_up_proj"](x), 2, axis=-1)
         else:
@@ -109,7 +110,7 @@ class DecoderLayer(nn.Module):
         """Run the layer.
 
         Args:
-            x: The residual stream [B, L, D].
+            x: The residual stream [N, D].
             delta: What the layer before adds to it; None for the first layer.
             rotation: The tokens' positions.
             mask: What each token may see.
@@ -146,10 +147,10 @@ class TextModel(nn.Module):
         first, length = layer_caches[0], embeddings.shape[1]
         rotation = self._rope(first.positions.at(first.offset, length))
         mask = first.make_mask(length)
-        x, delta = embeddings, None
+        x, delta = embeddings.reshape(-1, embeddings.shape[-1]), None
         for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
             x, delta = layer(x, delta, rotation, mask, layer_cache)
-        return _add_norm(self._ops, x, delta, self.norm)[1]
+        return _add_norm(self._ops, x, delta, self.norm)[1].reshape(embeddings.shape)
 
 
 def _add_norm(
