@@ -114,13 +114,15 @@ def add_rms_norm(
         return add_rms_norm_twin(x, delta, weight, eps)
     near = NEIGHBOURS if width % NEIGHBOURS == 0 else 1
     threads = _row_threads(width, near)
-    return KERNEL(
+    total, normed = KERNEL(
         [x, delta, weight, _scalar(eps)],
         template=[("T", x.dtype), ("D", width), ("NEAR", near), ("THREADS", threads)],
         grid=(x.size // width * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         shapes=[x.shape, x.shape],
+        dtype=x.dtype,
     )
+    return total, normed
 
 
 def _row_threads(width: int, near: int) -> int:

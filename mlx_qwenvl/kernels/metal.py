@@ -71,7 +71,7 @@ class MetalKernel:
         )
         return cast(_Launch, built)
 
-    def launch(
+    def __call__(
         self,
         inputs: Sequence[mx.array],
         template: Template,
@@ -98,19 +98,6 @@ class MetalKernel:
             output_shapes=shapes,
             output_dtypes=[dtype] * len(shapes),
         )
-
-    def __call__(
-        self,
-        inputs: Sequence[mx.array],
-        template: Template,
-        grid: Size,
-        threadgroup: Size,
-        shapes: Sequence[Sequence[int]],
-    ) -> tuple[mx.array, mx.array]:
-        """Launch it for two outputs of the first input's dtype."""
-        dtype = inputs[0].dtype
-        first, second = self.launch(inputs, template, grid, threadgroup, shapes, dtype)
-        return first, second
 
 
 def threads_for(width: int, rows: int) -> Size:

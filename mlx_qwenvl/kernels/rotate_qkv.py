@@ -186,7 +186,7 @@ def rotate_qkv(
     batch = qkv.size // (length * every * width)
     shared = 1 if batch * length <= FEW_TOKENS else share(every)
     time, height, _ = rotation.section
-    return KERNEL(
+    q, kv = KERNEL(
         [qkv, qkv if bias is None else bias, rotation.positions, rotation.inverse],
         template=[
             ("T", qkv.dtype),
@@ -202,4 +202,6 @@ def rotate_qkv(
         grid=(half, length, batch * every // shared),
         threadgroup=threads_for(half, length),
         shapes=[(batch, heads, length, width), (2, batch, kv_heads, length, width)],
+        dtype=qkv.dtype,
     )
+    return q, kv

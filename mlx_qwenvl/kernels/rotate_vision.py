@@ -73,10 +73,12 @@ def rotate_vision(qkv: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array
         return rotate_vision_twin(qkv, cos, sin)
     shared = share(2 * heads)
     shape = (batch, heads, patches, width)
-    return KERNEL(
+    q, k = KERNEL(
         [qkv, cos, sin],
         template=[("T", qkv.dtype), ("H", heads), ("D", width), ("SHARE", shared)],
         grid=(half, patches, batch * 2 * heads // shared),
         threadgroup=threads_for(half, patches),
         shapes=[shape, shape],
+        dtype=qkv.dtype,
     )
+    return q, k

@@ -284,7 +284,7 @@ def sample(p: mx.array, chance: mx.array, filters: Filters) -> mx.array:
     batch, vocabulary = p.shape
     if p.dtype != mx.float32 or p.size == 0:
         return sample_twin(p, chance, filters)
-    (token,) = KERNEL.launch(
+    (token,) = KERNEL(
         [p, chance, filters.top_k, filters.beyond, filters.floor(p)],
         template=[("V", vocabulary), ("THREADS", ROW_THREADS)],
         grid=(batch * ROW_THREADS, 1, 1),

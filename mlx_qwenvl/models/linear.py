@@ -35,8 +35,9 @@ class Dense(nn.Linear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply to x [..., in], giving [..., out]."""
-        weight = self["weight"]
-        out = row_times(x, weight) if self._on_cpu and is_column(x, weight) else x @ weight.T
+        if not (self._on_cpu and is_column(x, self["weight"])):
+            return super().__call__(x)
+        out = row_times(x, self["weight"])
         return out + self["bias"] if "bias" in self else out
 
 
