@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.wire import (
-    FIRST_TOKENS,
     Answer,
+    AskedAnew,
     Batch,
     Options,
     Turn,
     Unsupported,
-    asking,
-    continued,
     drive,
     timed,
 )
@@ -30,7 +28,7 @@ CONTEXT = 2048  # tokens
 SYSTEM = "You are a helpful assistant."  # as the checkpoint's template has it
 
 
-class LlamaCpp:
+class LlamaCpp(AskedAnew):
     """A loaded GGUF file."""
 
     def __init__(self, options: Options) -> None:
@@ -43,16 +41,6 @@ class LlamaCpp:
         begin = time.perf_counter()
         ids = self._ids(turns)
         return timed(self._pieces(ids, max_tokens), begin, len(ids))
-
-    def another(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer both; the class keeps what both begin with."""
-        self.answer(turns, 1)
-        return self.answer(asking(turns, question), 1)
-
-    def next_turn(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer the longer conversation; the class keeps what it begins with."""
-        said = self.answer(turns, FIRST_TOKENS)
-        return self.answer(continued(turns, said.text, question), 1)
 
     def batch(self, questions: list[str], max_tokens: int) -> Batch:
         """Refuse."""

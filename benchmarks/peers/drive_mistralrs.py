@@ -11,14 +11,12 @@ import time
 from typing import Any
 
 from benchmarks.peers.wire import (
-    FIRST_TOKENS,
     Answer,
+    AskedAnew,
     Batch,
     Options,
     Turn,
     Unsupported,
-    asking,
-    continued,
     drive,
 )
 
@@ -26,7 +24,7 @@ PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class MistralRs:
+class MistralRs(AskedAnew):
     """A runner."""
 
     def __init__(self, options: Options) -> None:
@@ -58,16 +56,6 @@ class MistralRs:
             prompt_tokens=int(usage.prompt_tokens),
             text=str(done.choices[0].message.content),
         )
-
-    def another(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer both; its prefix cache may hold what both begin with."""
-        self.answer(turns, 1)
-        return self.answer(asking(turns, question), 1)
-
-    def next_turn(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer the longer conversation; its prefix cache may hold the first turn."""
-        said = self.answer(turns, FIRST_TOKENS)
-        return self.answer(continued(turns, said.text, question), 1)
 
     def batch(self, questions: list[str], max_tokens: int) -> Batch:
         """Refuse: asked from several threads, its runner says "Already borrowed"."""

@@ -10,13 +10,11 @@ import time
 from typing import Any
 
 from benchmarks.peers.wire import (
-    FIRST_TOKENS,
     Answer,
+    AskedAnew,
     Batch,
     Options,
     Turn,
-    asking,
-    continued,
     drive,
 )
 
@@ -41,7 +39,7 @@ class Ear:
         """Nothing comes after."""
 
 
-class Transformers:
+class Transformers(AskedAnew):
     """A model, its tokenizer and its image processor."""
 
     def __init__(self, options: Options) -> None:
@@ -74,16 +72,6 @@ class Transformers:
             prompt_tokens=int(inputs["input_ids"].shape[1]),
             text=str(self._tokenizer.decode(tokens)),
         )
-
-    def another(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer both: `generate` keeps nothing between calls."""
-        self.answer(turns, 1)
-        return self.answer(asking(turns, question), 1)
-
-    def next_turn(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
-        """Answer the longer conversation anew: `generate` keeps nothing between calls."""
-        said = self.answer(turns, FIRST_TOKENS)
-        return self.answer(continued(turns, said.text, question), 1)
 
     def batch(self, questions: list[str], max_tokens: int) -> Batch:
         """Answer all rows at once."""

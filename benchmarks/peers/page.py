@@ -44,9 +44,9 @@ median of its rounds, then least and most. **"Ours by theirs" is, pair by pair w
 time by theirs, or their rate by ours, as a median: below 1 ours is faster.** Memory is the
 process's resident peak while the case ran (Linux), ours by theirs as well.
 
-All take the likeliest token and heed no end token. Each round asks about other pictures and texts;
-ours answers with `cache=False` wherever the case is not about what is kept, and decodes without the
-speculation of `speed.md`.
+All take the likeliest token and heed no end token. Each round asks about other pictures and texts.
+Ours answers with `cache=False` wherever the case is not about what is kept, and decodes without the
+speculation of `speed.md`. OpenBLAS is left to choose for the processor that it finds.
 """
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+SWITCHES = ("MLX_QWENVL_", "OPENBLAS_")
 LAST_WORDS = 300  # characters of a failed process's stderr
 
 
@@ -127,8 +128,11 @@ class Driver:
 
 
 def environ(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of every process that is compared; ours as it comes."""
-    kept = {name: v for name, v in os.environ.items() if not name.startswith("MLX_QWENVL_")}
+    """The environment of every process that is compared: ours as it comes, and OpenBLAS too.
+
+    OpenBLAS chooses for the processor that it finds unless `OPENBLAS_*` says otherwise.
+    """
+    kept = {name: v for name, v in os.environ.items() if not name.startswith(SWITCHES)}
     return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
 
 

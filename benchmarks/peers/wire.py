@@ -115,6 +115,24 @@ class Runtime(Protocol):
         """Answer questions, which make equally many tokens, at once."""
 
 
+class AskedAnew:
+    """A runtime whose calls are whole conversations: what it keeps of one it keeps by itself."""
+
+    def answer(self, turns: list[Turn], max_tokens: int) -> Answer:
+        """Answer a conversation."""
+        raise NotImplementedError
+
+    def another(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
+        """Answer both."""
+        self.answer(turns, 1)
+        return self.answer(asking(turns, question), 1)
+
+    def next_turn(self, turns: list[Turn], question: str, *, best: bool) -> Answer:
+        """Answer, then the longer conversation."""
+        said = self.answer(turns, FIRST_TOKENS)
+        return self.answer(continued(turns, said.text, question), 1)
+
+
 def asking(turns: list[Turn], question: str) -> list[Turn]:
     """The same conversation with another last question."""
     return [*turns[:-1], Turn(turns[-1].role, question, turns[-1].images)]
