@@ -2,9 +2,10 @@
 
     python -m benchmarks.photo_memory [--source 4032x3024] [--max-pixels 1003520] [--blocks 2]
 
-Random weights, float32 on a CPU; a few blocks of the tower and layers of the decoder, since what is
-passed from one to the next does not pile up (`tests/test_attention.py` shows that). One picture
-a process, because the process's own peak is told too. The last line is one JSON document.
+Random weights, float32 on a CPU but for the tower's matrices, which keep 16 bits as those of a
+checkpoint do; a few blocks of the tower and layers of the decoder, since what is passed from one to
+the next does not pile up (`tests/test_attention.py` shows that). One picture a process, because the
+process's own peak is told too. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import mlx_qwenvl  # noqa: F401 - loads OpenBLAS before MLX, where there is one
 # isort: split
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map_with_path
 
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.feature_store import FeatureStore
@@ -32,6 +34,7 @@ from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.describe import Description
+from mlx_qwenvl.weights.load import stays_narrow
 from mlx_qwenvl.weights.memory import memory_needed
 
 GEOMETRY = ImageGeometry(patch_size=14, merge_size=2, temporal_patch_size=2)
@@ -50,6 +53,10 @@ def photo(source: tuple[int, int], max_pixels: int) -> ImagePatches:
     grid = (1, height // 14, width // 14)
     noise = np.random.default_rng(0).integers(0, 256, (grid[1] * grid[2], 588), dtype=np.uint8)
     return ImagePatches(noise, grid, source, (width, height), GEOMETRY)
+
+
+def _as_loaded(name: str, array: mx.array) -> mx.array:
+    return array.astype(mx.bfloat16) if stays_narrow(name, array.shape) else array
 
 
 def held_at_most(compute: Any) -> tuple[int, float]:
@@ -74,12 +81,14 @@ def main() -> None:
     width, height = map(int, arguments.source.split("x"))
     image = photo((width, height), arguments.max_pixels)
     model = Qwen2VL(config)
+    tower = tree_map_with_path(_as_loaded, model.visual.parameters(), path="visual")
+    model.visual.update(tower)
     mx.eval(model.parameters())
     ids = np.full(image.n_tokens + 32, config.image_token_id, dtype=np.int32)
     ids[:16], ids[-16:] = 7, 8
     prompt = Prompt(ids, (ImageSlot(16, image),))
     needed = memory_needed(
-        Description(config, ()),
+        Description(config, (), has_narrow_tower=model.visual.is_narrow),
         backend_here(),
         context=ids.size,
         patches=image.patches.shape[0],
