@@ -55,11 +55,11 @@ class Chat:
         read = read_options(options, self._vlm.sampling)
         # Pictures are kept as patches: a file that changes later does not change the past.
         opened = [
-            ImagePart(self._vlm._open(part, read)) if isinstance(part, ImagePart) else part
+            ImagePart(self._vlm.open(part, read)) if isinstance(part, ImagePart) else part
             for part in user_message(prompt, images).parts
         ]
         question = Message("user", tuple(opened))
-        built = self._vlm._prompt([*self.messages, question], read)
+        built = self._vlm.prompt([*self.messages, question], read)
         chunks = self._vlm._answer(built, read, watch)
         return self._remembered(chunks, question, stops=bool(read.stop))
 

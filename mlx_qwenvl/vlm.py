@@ -30,7 +30,7 @@ from mlx_qwenvl.engine.stops import end_ids
 from mlx_qwenvl.engine.stores import Stores, disk_folder
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.media import ImageSource
+from mlx_qwenvl.inputs.media import DEFAULT_LIMITS, ImageSource, MediaLimits
 from mlx_qwenvl.inputs.messages import ImagePart, Message, question_messages
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt
@@ -232,7 +232,7 @@ class QwenVL:
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
         turns = question_messages(prompt, images, messages, system)
-        built = self._prompt(turns, read)
+        built = self.prompt(turns, read)
         return self._answer(built, read, watch)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -258,7 +258,7 @@ class QwenVL:
         The arguments are those of `generate`.
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
-        built = self._prompt(question_messages(prompt, images, messages, system), options)
+        built = self.prompt(question_messages(prompt, images, messages, system), options)
         check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
         filled = prefill(
             self.model,
@@ -269,17 +269,34 @@ class QwenVL:
         )
         return np.array(filled.logits[0].astype(mx.float32))
 
-    def _open(self, part: ImagePart, options: Options) -> ImagePatches:
+    def open(
+        self, part: ImagePart, options: Options, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> ImagePatches:
+        """A picture as the model takes it; arguments and errors are those of `prompt`."""
         return self.processor.open(
             part,
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
             store=self.stores.patches if options.cache else None,
+            limits=limits,
         )
 
-    def _prompt(self, turns: Sequence[Message], options: Options) -> Prompt:
+    def prompt(
+        self, turns: Sequence[Message], options: Options, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> Prompt:
+        """What the model is given for a conversation; any thread may make it.
+
+        Args:
+            turns: The conversation.
+            options: The call's.
+            limits: What each picture may cost and where it may come from.
+
+        Raises:
+            MediaError: A picture cannot be read.
+            PromptError: Nothing was asked.
+        """
         built = build_prompt(
-            turns, self.template, self.tokenizer, lambda part: self._open(part, options)
+            turns, self.template, self.tokenizer, lambda part: self.open(part, options, limits)
         )
         for number, slot in enumerate(built.slots, start=1):
             (width, height), (source_width, source_height) = slot.image.size, slot.image.source_size

@@ -97,7 +97,7 @@ class Engine:
         def begin() -> Iterator[Chunk]:
             watch = Stopwatch(self._vlm.load_s)
             options = read_options(call.options, self._vlm.sampling)
-            return self._vlm._answer(self._vlm._prompt(call.messages, options), options, watch)
+            return self._vlm._answer(self._vlm.prompt(call.messages, options), options, watch)
 
         stream = await loop.run_in_executor(self._thread, begin)
 

@@ -347,7 +347,7 @@ def test_a_prefix_with_a_lost_block_is_used_up_to_it(tiny_folder: Path, tmp_path
     assert blocks >= 3
     disk = vlm.stores.prefixes._disk
     assert disk is not None
-    prompt = vlm._prompt([user_message(question, [ONE])], Options())
+    prompt = vlm.prompt([user_message(question, [ONE])], Options())
     assert disk.longest(prompt, PLAIN) == (prompt.token_ids.size - 1) // BLOCK * BLOCK
     second = list(disk._keys(prompt, PLAIN, prompt.token_ids.size))[1]
     (disk._disk.folder / disk._disk._name("prefix", second)).write_bytes(b"damaged")

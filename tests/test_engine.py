@@ -25,7 +25,7 @@ SMALL, WIDE = picture(1, 84, 56), picture(2, 140, 56)
 
 
 def prompt(vlm: QwenVL, *turns: Message) -> Prompt:
-    return vlm._prompt(turns or [user_message("What is this?", [SMALL, WIDE])], Options())
+    return vlm.prompt(turns or [user_message("What is this?", [SMALL, WIDE])], Options())
 
 
 def all_logits(vlm: QwenVL, built: Prompt, step: int = 4096) -> np.ndarray:

@@ -140,7 +140,7 @@ def test_trimming_and_restoring_keep_what_is_held(form: KVFormat) -> None:
 
 
 def test_a_start_beyond_the_prompt_changes_nothing_and_one_within_does(tiny: QwenVL) -> None:
-    prompt: Prompt = tiny._prompt([user_message("What?", [picture(1, 84, 56)])], Options())
+    prompt: Prompt = tiny.prompt([user_message("What?", [picture(1, 84, 56)])], Options())
     total = prompt.token_ids.size
 
     def logits(form: KVFormat, step: int = 4096) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_what_is_computed_bounds_what_an_answer_holds(demo: QwenVL) -> None:
         before = mx.get_active_memory()
         reply = demo.generate("What?", images=list(noise), **read)  # type: ignore[arg-type]
         options = Options(max_tokens=4)
-        prompt = demo._prompt([user_message("What?", list(noise))], options)
+        prompt = demo.prompt([user_message("What?", list(noise))], options)
         question = fit._Question.of(demo.model, prompt, options, Stores.of(demo.model, 0, 0))
         computed = question.peak()
         ratio = (reply.peak_memory_bytes - before) / (computed - mx.get_active_memory())

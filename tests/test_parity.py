@@ -59,7 +59,7 @@ def prompt_of(vlm: QwenVL, case: GoldenCase) -> Prompt:
         }
         for message in case.messages
     ]
-    built = vlm._prompt(parse_messages(messages, images), Options(max_pixels=12_845_056))
+    built = vlm.prompt(parse_messages(messages, images), Options(max_pixels=12_845_056))
     assert len(built.slots) == len(images)
     return built
 

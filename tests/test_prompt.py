@@ -19,7 +19,7 @@ PICTURE = picture(5, 84, 56)  # 3 x 2 tokens
 
 
 def built(vlm: QwenVL, *messages: Message) -> Prompt:
-    return vlm._prompt(messages, Options())
+    return vlm.prompt(messages, Options())
 
 
 def text_of(vlm: QwenVL, prompt: Prompt) -> str:
@@ -147,9 +147,9 @@ def test_a_picture_may_have_its_own_pixel_budget(tiny: QwenVL) -> None:
             ],
         }
     ]
-    slots = tiny._prompt(parse_messages(raw), Options(max_pixels=28 * 28 * 64)).slots
+    slots = tiny.prompt(parse_messages(raw), Options(max_pixels=28 * 28 * 64)).slots
     assert [slot.image.n_tokens for slot in slots] == [64, 16, 64]
-    slots = tiny._prompt(parse_messages(raw), Options()).slots
+    slots = tiny.prompt(parse_messages(raw), Options()).slots
     assert [slot.image.n_tokens for slot in slots] == [256, 16, 256]
 
 

@@ -72,7 +72,7 @@ def eager(proposer: Script | Lookup, rows: Rows = ROWS) -> Speculator:
 
 
 def prompt(vlm: QwenVL, *turns: Message) -> Prompt:
-    return vlm._prompt(turns or [user_message("Which is it, and why?", [ONE, OTHER])], Options())
+    return vlm.prompt(turns or [user_message("Which is it, and why?", [ONE, OTHER])], Options())
 
 
 def plainly(

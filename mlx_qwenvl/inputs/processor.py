@@ -10,7 +10,13 @@ from typing import Any, TypeAlias
 
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches, PixelBudget, image_patches
-from mlx_qwenvl.inputs.media import decode, open_image, read_encoded
+from mlx_qwenvl.inputs.media import (
+    DEFAULT_LIMITS,
+    MediaLimits,
+    decode,
+    open_image,
+    read_encoded,
+)
 from mlx_qwenvl.inputs.messages import ImagePart
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.lru import BoundedStore
@@ -99,6 +105,7 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         store: PatchStore | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
     ) -> ImagePatches:
         """Open a picture and cut it, unless that was done before.
 
@@ -107,6 +114,7 @@ class Processor:
             min_pixels: The call's least pixels, or None.
             max_pixels: The call's most pixels, or None.
             store: Pictures that were cut before, by their encoded bytes; None to cut anew.
+            limits: What it may cost and where it may come from.
 
         Raises:
             MediaError: It cannot be read.
@@ -115,13 +123,13 @@ class Processor:
         if isinstance(part.source, ImagePatches):
             return part.source
         budget = self._budget(part, min_pixels, max_pixels)
-        encoded = None if store is None else read_encoded(part.source)
+        encoded = None if store is None else read_encoded(part.source, limits)
         if store is None or encoded is None:
-            return image_patches(open_image(part.source), self.geometry, budget)
+            return image_patches(open_image(part.source, limits=limits), self.geometry, budget)
         key = hashlib.sha256(encoded[0]).digest(), self.geometry, budget
         patches = store.get(key)
         if patches is None:
-            patches = image_patches(decode(*encoded), self.geometry, budget)
+            patches = image_patches(decode(*encoded, limits), self.geometry, budget)
             store.put(key, patches, patches.patches.nbytes)
         return patches
 
