@@ -1,0 +1,68 @@
+"""A server that listens: the application in uvicorn, on a loopback port that the system chose."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from mlx_qwenvl import load
+from server.app import create_app
+from server.engine import Engine
+from server.settings import Settings
+
+START_S = 60.0  # in which the model is loaded and the port answers, in seconds
+END_S = 30.0  # in which the server ends once it is told to, in seconds
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server.
+
+    Attributes:
+        url: Where it listens, without a path.
+        engine: What answers.
+    """
+
+    url: str
+    engine: Engine
+
+    @property
+    def v1(self) -> str:
+        """What clients call the base URL."""
+        return f"{self.url}/v1"
+
+
+@contextmanager
+def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
+    """Serve a model until the block ends.
+
+    Args:
+        settings: The operator's; its port is not used.
+        model: Name or folder.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        vlm = pool.submit(load, model, dtype="float32").result(START_S)
+        engine = Engine(vlm, pool, settings)
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(engine, settings), log_level="warning", lifespan="on")
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            end = time.monotonic() + START_S
+            while not server.started:
+                assert thread.is_alive() and time.monotonic() < end, "the server does not start"
+                time.sleep(0.01)
+            port = listener.getsockname()[1]
+            yield Live(f"http://127.0.0.1:{port}", engine)
+        finally:
+            server.should_exit = True
+            thread.join(END_S)
+            assert not thread.is_alive(), "the server does not end"
