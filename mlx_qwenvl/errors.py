@@ -14,6 +14,8 @@ Messages are one line: what came, what was expected, and what to do where that i
 They are safe to show to a stranger: no object addresses, no traces, no library internals.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "CheckpointError",
     "ContextError",
@@ -28,7 +30,16 @@ __all__ = [
 
 
 class QwenVLError(Exception):
-    """Base of all errors raised on purpose; catch this one."""
+    """Base of all errors raised on purpose; catch this one.
+
+    Args:
+        message: One line.
+        param: The option or the part of the messages that is at fault, where it is one.
+    """
+
+    def __init__(self, message: str = "", param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class MediaError(QwenVLError):

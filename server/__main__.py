@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             import uvicorn
 
             from .app import create_app
+            from .engine import Engine
+            from .settings import Settings
         except ImportError as error:
             raise QwenVLError(
                 f"the server needs {error.name}; pip install 'mlx-qwenvl[server]'"
@@ -54,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     topology=arguments.topology,
                     variant=arguments.variant,
                 ).result()
-                config = uvicorn.Config(create_app(vlm, engine), log_level="warning")
+                settings = Settings(host=arguments.host, port=arguments.port)
+                app = create_app(Engine(vlm, engine, settings), settings)
+                config = uvicorn.Config(app, log_level="warning")
                 uvicorn.Server(config).run(sockets=[listener])
         return EXIT_OK
 

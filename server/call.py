@@ -16,7 +16,7 @@ class Call:
     Attributes:
         messages: The conversation; its pictures are checked against the operator's policy and not
             opened yet. Empty where `text` is given.
-        text: Text to go on with as it stands, without a template, or None.
+        text: Text to go on with as it stands, without a template, or its token ids; or None.
         options: The engine's; None values count as not given.
         n: Answers to the one prompt.
         grammar: What the answers have to look like, or None.
@@ -24,7 +24,7 @@ class Call:
     """
 
     messages: tuple[Message, ...] = ()
-    text: str | None = None
+    text: str | tuple[int, ...] | None = None
     options: CallOptions = field(default_factory=CallOptions)
     n: int = 1
     grammar: Grammar | None = None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlx_qwenvl.engine.answer import Stopwatch
-from mlx_qwenvl.engine.options import read_options
+from mlx_qwenvl.engine.options import SEED_LIMIT, Options, read_options
 from mlx_qwenvl.engine.reply import Chunk
-from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.inputs.prompt import Prompt, text_prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.vlm import QwenVL
 
@@ -43,12 +45,13 @@ class Ticket:
     """A call that was accepted: an iterator over what is heard.
 
     Args:
-        chunks: Of the answer.
+        chunks: Of the answers.
     """
 
     def __init__(self, chunks: AsyncIterator[Heard]) -> None:
         self._chunks = chunks
         self.progress: tuple[int, int] | None = None  # prompt tokens computed, and in all
+        self.cancelled = False
 
     def __aiter__(self) -> AsyncIterator[Heard]:
         """What is heard, until all answers are finished."""
@@ -56,6 +59,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """Withdraw the call; its work stops within one step. Does nothing once it is finished."""
+        self.cancelled = True
 
 
 class Engine:
@@ -72,17 +76,29 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
-        return self._vlm.name
+        """What the model is called; of a folder its last part, which tells nothing else."""
+        path = Path(self._vlm.name)
+        return path.name if path.is_absolute() else self._vlm.name
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary, for any thread."""
         return self._vlm.tokenizer
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._vlm.config.text.max_position_embeddings
+
+    async def prompt(self, call: Call) -> Prompt:
+        """A call's prompt, its pictures opened; nothing is computed."""
+        loop = asyncio.get_running_loop()
+        options = read_options(call.options, self._vlm.sampling)
+        return await loop.run_in_executor(self._thread, self._prompt, call, options)
+
     async def count(self, call: Call) -> int:
         """Tokens of a call's prompt, pictures included."""
-        raise NotImplementedError
+        return (await self.prompt(call)).token_ids.size
 
     async def submit(self, call: Call) -> Ticket:
         """Accept a call.
@@ -94,15 +110,39 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
 
-        def begin() -> Iterator[Chunk]:
-            watch = Stopwatch(self._vlm.load_s)
+        def begin() -> list[Iterator[Chunk]]:
             options = read_options(call.options, self._vlm.sampling)
-            return self._vlm._answer(self._vlm.prompt(call.messages, options), options, watch)
+            prompt = self._prompt(call, options)
+            return [
+                self._vlm._answer(prompt, each, Stopwatch(self._vlm.load_s))
+                for each in (seeded(options, index) for index in range(call.n))
+            ]
 
-        stream = await loop.run_in_executor(self._thread, begin)
+        if call.grammar is not None:
+            raise OptionError("this engine cannot bind an answer to a form yet", "response_format")
+        streams = await loop.run_in_executor(self._thread, begin)
 
         async def chunks() -> AsyncIterator[Heard]:
-            while (c := await loop.run_in_executor(self._thread, next, stream, None)) is not None:
-                yield Heard(0, c)
+            for index, stream in enumerate(streams):
+                while not ticket.cancelled:
+                    chunk = await loop.run_in_executor(self._thread, next, stream, None)
+                    if chunk is None:
+                        break
+                    yield Heard(index, chunk)
 
-        return Ticket(chunks())
+        ticket = Ticket(chunks())
+        return ticket
+
+    def _prompt(self, call: Call, options: Options) -> Prompt:
+        if call.text is not None:
+            return text_prompt(call.text, self._vlm.tokenizer)
+        return self._vlm.prompt(call.messages, options)
+
+
+def seeded(options: Options, index: int) -> Options:
+    """Options of one of a call's answers: the first has the seed that was asked for."""
+    if options.seed is None or index == 0:
+        return options
+    return replace(
+        options, seed=(options.seed + index + SEED_LIMIT) % (2 * SEED_LIMIT) - SEED_LIMIT
+    )

@@ -169,8 +169,9 @@ def test_limits_that_contradict_each_other_are_refused(tiny: QwenVL) -> None:
 
 WRONG: list[tuple[Any, str]] = [
     ([], "messages is empty"),
-    ("Hello", "messages is a str"),
-    ([{"role": "tool", "content": "x"}], "role 'tool'"),
+    (b"Hello", "messages is a bytes"),
+    ([{"role": "function", "content": "x"}], "role 'function'"),
+    ([{"role": "tool", "content": "x"}], "no tool was called before it"),
     ([{"role": "user"}], r"messages\[0\] has a NoneType as content"),
     ([{"role": "user", "content": [{"type": "video"}]}], "type 'video'"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "names no image"),

@@ -24,15 +24,15 @@ SEED_LIMIT = 2**63
 
 def _real(name: str, value: object, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise OptionError(f"{name} is {value!r}, expected a number from {least} to {most}")
+        raise OptionError(f"{name} is {value!r}, expected a number from {least} to {most}", name)
     if not least <= value <= most:
-        raise OptionError(f"{name} is {value}, expected a number from {least} to {most}")
+        raise OptionError(f"{name} is {value}, expected a number from {least} to {most}", name)
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         upper = f" to {most}" if most < 2**31 else " up"
-        raise OptionError(f"{name} is {value!r}, expected a whole number from {least}{upper}")
+        raise OptionError(f"{name} is {value!r}, expected a whole number from {least}{upper}", name)
 
 
 class CallOptions(TypedDict, total=False):
@@ -175,7 +175,7 @@ class Options:
                 raise OptionError(f"{name} is {value!r}, expected True or False")
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise OptionError(f"stop holds {text!r}, expected texts that are not empty")
+                raise OptionError(f"stop holds {text!r}, expected texts that are not empty", "stop")
         for token, bias in self.logit_bias.items():
             _whole("logit_bias token id", token, 0, 2**31)
             _real(f"logit_bias[{token}]", bias, -100, 100)

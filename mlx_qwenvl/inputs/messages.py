@@ -5,6 +5,8 @@ The server, the notebook and the command line all come through here.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,19 @@ from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 DETAILS = ("auto", "low", "high")
+
+# Clients of other programs write a picture's mark before the question. Here a picture's place is
+# where its part stands, and the mark would be read as text.
+_MARK = r"<\|image(?:_\d+)?\|>|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?"
+_MARKS = re.compile(rf"\s*(?:(?:{_MARK})\n?)+")
 
 
 @dataclass(frozen=True)
@@ -53,16 +66,31 @@ Part = TextPart | ImagePart | TokensPart
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model asked for in an earlier turn.
+
+    Attributes:
+        name: The function's.
+        arguments: JSON text of its arguments.
+    """
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn.
 
     Attributes:
-        role: "system", "user" or "assistant".
+        role: "system", "user", "assistant", or "tool" for what a function returned.
         parts: What it holds, in order.
+        tool_calls: What an assistant's turn asked for, behind its parts.
     """
 
     role: str
     parts: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 def user_message(text: str, images: Sequence[ImageSource]) -> Message:
@@ -70,28 +98,47 @@ def user_message(text: str, images: Sequence[ImageSource]) -> Message:
     parts: list[Part] = [ImagePart(source) for source in images]
     if text:
         parts.append(TextPart(text))
-    return Message("user", tuple(parts))
+    return Message("user", without_marks(parts))
+
+
+def without_marks(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts without the marks for pictures that stand before a text, if there are pictures."""
+    if not any(isinstance(part, ImagePart) for part in parts):
+        return tuple(parts)
+    return tuple(
+        TextPart(_MARKS.sub("", part.text, count=1))
+        if isinstance(part, TextPart) and _MARKS.match(part.text)
+        else part
+        for part in parts
+    )
 
 
 def parse_messages(
-    raw: Sequence[Mapping[str, Any]], images: Sequence[ImageSource] = ()
+    raw: str | Sequence[Mapping[str, Any]], images: Sequence[ImageSource] = ()
 ) -> list[Message]:
     """Read OpenAI-style messages.
 
     Args:
-        raw: Mappings with `role` and `content`, the content a string or a list of parts.
+        raw: Mappings with `role` and `content`, the content a string or a list of parts; or the
+            text of one question. An assistant's message at the end is the answer's beginning.
         images: Pictures for the parts {"type": "image"} that name none, in order. Where there is
             no such part they go before the text of the last user message.
 
     Raises:
         PromptError: A role, part or count that makes no prompt.
     """
-    if isinstance(raw, (str, bytes, Mapping)) or not isinstance(raw, Sequence):
-        raise PromptError(f"messages is a {type(raw).__name__}, expected a list of messages")
+    if isinstance(raw, str):
+        return [user_message(raw, images)]
+    if isinstance(raw, (bytes, Mapping)) or not isinstance(raw, Sequence):
+        raise PromptError(
+            f"messages is a {type(raw).__name__}, expected a list of messages", "messages"
+        )
     if not raw:
-        raise PromptError("messages is empty, expected at least one message")
+        raise PromptError("messages is empty, expected at least one message", "messages")
     waiting = list(images)
     messages = [_message(index, entry, waiting) for index, entry in enumerate(raw)]
+    _check_results(messages)
+    messages = _one_system(messages)
     if len(waiting) == len(images) and waiting:
         return _before_last_question(messages, waiting)
     if waiting:
@@ -125,37 +172,106 @@ def question_messages(
 def _message(index: int, entry: object, waiting: list[ImageSource]) -> Message:
     where = f"messages[{index}]"
     if not isinstance(entry, Mapping):
-        raise PromptError(f"{where} is a {type(entry).__name__}, expected role and content")
-    role = entry.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"{where} has role {role!r}, expected one of {', '.join(ROLES)}")
+        raise PromptError(f"{where} is a {type(entry).__name__}, expected role and content", where)
+    name = entry.get("role")
+    if not isinstance(name, str) or name not in ROLES:
+        raise PromptError(
+            f"{where} has role {_shown(name)}, expected one of {', '.join(ROLES)}", f"{where}.role"
+        )
+    role = ROLES[name]
+    calls = _tool_calls(where, entry.get("tool_calls")) if role == "assistant" else ()
     content = entry.get("content")
+    if content is None and role == "assistant":
+        content = entry.get("refusal") or (() if calls else None)
     if isinstance(content, str):
-        return Message(ROLES[role], (TextPart(content),))
+        return Message(role, (TextPart(content),), calls)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(
-            f"{where} has a {type(content).__name__} as content, expected text or a list of parts"
+            f"{where} has a {type(content).__name__} as content, expected text or a list of parts",
+            f"{where}.content",
         )
     parts = tuple(_part(f"{where}.content[{i}]", part, waiting) for i, part in enumerate(content))
-    if ROLES[role] != "user" and any(isinstance(part, ImagePart) for part in parts):
-        raise PromptError(f"{where} has an image; only user messages can hold images")
-    return Message(ROLES[role], parts)
+    if role not in ("user", "tool") and any(isinstance(part, ImagePart) for part in parts):
+        raise PromptError(
+            f"{where} has an image; only user messages can hold images", f"{where}.content"
+        )
+    return Message(role, without_marks(parts), calls)
+
+
+def _tool_calls(where: str, raw: object) -> tuple[ToolCall, ...]:
+    if raw is None:
+        return ()
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+        raise PromptError(
+            f"{where} has a {type(raw).__name__} as tool_calls, expected a list",
+            f"{where}.tool_calls",
+        )
+    return tuple(_tool_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(raw))
+
+
+def _tool_call(where: str, raw: object) -> ToolCall:
+    function = raw.get("function") if isinstance(raw, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise PromptError(f"{where} names no function", where)
+    arguments = function.get("arguments", "{}")
+    if isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    if not isinstance(arguments, str):
+        raise PromptError(
+            f"{where} has a {type(arguments).__name__} as arguments, expected JSON text", where
+        )
+    return ToolCall(name, arguments)
+
+
+def _check_results(messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages):
+        before = messages[index - 1] if index else None
+        if message.role == "tool" and not (
+            before is not None and (before.role == "tool" or before.tool_calls)
+        ):
+            raise PromptError(
+                f"messages[{index}] is a tool's result, but no tool was called before it",
+                f"messages[{index}]",
+            )
+
+
+def _one_system(messages: list[Message]) -> list[Message]:
+    """Messages whose first system messages are one: models have seen one at the beginning."""
+    count = 0
+    while count < len(messages) and messages[count].role == "system":
+        count += 1
+    if count < 2:
+        return messages
+    parts: list[Part] = []
+    for message in messages[:count]:
+        parts += [TextPart("\n\n"), *message.parts] if parts else message.parts
+    return [Message("system", tuple(parts)), *messages[count:]]
 
 
 def _part(where: str, part: object, waiting: list[ImageSource]) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     if not isinstance(part, Mapping):
-        raise PromptError(f"{where} is a {type(part).__name__}, expected a part with a type")
+        raise PromptError(f"{where} is a {type(part).__name__}, expected a part with a type", where)
     kind = part.get("type")
-    if kind in ("text", "input_text"):
-        text = part.get("text")
+    if kind in ("text", "input_text", "output_text", "refusal"):
+        text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):
-            raise PromptError(f"{where} has text of type {type(text).__name__}, expected a string")
+            raise PromptError(
+                f"{where} has text of type {type(text).__name__}, expected a string", where
+            )
         return TextPart(text)
     if kind in ("image", "image_url", "input_image"):
         return _image_part(where, part, waiting)
-    raise PromptError(f"{where} has type {kind!r}, expected text, image_url or image")
+    raise PromptError(
+        f"{where} has type {_shown(kind)}, expected text, image_url or image", f"{where}.type"
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _image_part(where: str, part: Mapping[str, Any], waiting: list[ImageSource]) -> ImagePart:
@@ -167,10 +283,13 @@ def _image_part(where: str, part: Mapping[str, Any], waiting: list[ImageSource])
     if source is None and part.get("type") == "image" and waiting:
         source = waiting.pop(0)
     if source is None:
-        raise PromptError(f"{where} names no image")
+        raise PromptError(f"{where} names no image", where)
     detail = "auto" if detail is None else detail
     if detail not in DETAILS:
-        raise PromptError(f"{where} has detail {detail!r}, expected one of {', '.join(DETAILS)}")
+        raise PromptError(
+            f"{where} has detail {_shown(detail)}, expected one of {', '.join(DETAILS)}",
+            f"{where}.detail",
+        )
     least, most = (_pixels(where, part, key) for key in ("min_pixels", "max_pixels"))
     return ImagePart(source, least, most, detail)
 
@@ -178,7 +297,10 @@ def _image_part(where: str, part: Mapping[str, Any], waiting: list[ImageSource])
 def _pixels(where: str, part: Mapping[str, Any], key: str) -> int | None:
     value = part.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise PromptError(f"{where} has {key} {value!r}, expected a positive whole number")
+        raise PromptError(
+            f"{where} has {key} {_shown(value)}, expected a positive whole number",
+            f"{where}.{key}",
+        )
     return value
 
 

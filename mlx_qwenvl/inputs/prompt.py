@@ -18,8 +18,9 @@ import numpy as np
 
 from mlx_qwenvl.errors import CheckpointError, PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart
+from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.inputs.turns import said_plainly
 from mlx_qwenvl.json_file import read_json
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def build_prompt(
     """Make a prompt of messages.
 
     Args:
-        messages: At least one.
+        messages: At least one. Where the assistant's turn is opened, a last message of the
+            assistant's is its beginning, which the model goes on with.
         template: The checkpoint's.
         tokenizer: The checkpoint's.
         open_image: Turns a picture into patches.
@@ -154,18 +156,61 @@ def build_prompt(
         PromptError: Nothing was asked, or the template lost something.
     """
     if not any(_has_content(message) for message in messages):
-        raise PromptError("the prompt is empty; expected some text or an image")
+        raise PromptError("the prompt is empty; expected some text or an image", "messages")
+    begun: Message | None = None
+    if add_generation_prompt and messages[-1].role == "assistant":
+        *messages, begun = messages
+        if not any(_has_content(message) for message in messages):
+            raise PromptError("an answer was begun, but nothing was asked before it", "messages")
+        if begun.tool_calls:
+            raise PromptError(
+                "the last message calls tools; expected what they returned", "messages"
+            )
+    messages = said_plainly(messages)
     marked = _Marked.of(messages)
     rendered = template.render(marked.messages, add_generation_prompt=add_generation_prompt)
     images = [part for m in messages for part in m.parts if isinstance(part, ImagePart)]
     pieces = marked.restore(rendered, tokenizer)
+    if begun is not None:
+        # Not joined to the template's text: the model's own answer would not be either.
+        pieces += [_as_generated(part, tokenizer) for part in begun.parts]
     return _tokens(pieces, [open_image(part) for part in images], tokenizer)
 
 
+def text_prompt(text: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
+    """A prompt of bare text, or of its tokens, without a template.
+
+    Args:
+        text: What to go on with; nothing in it is special. Token ids are taken as they are.
+        tokenizer: The checkpoint's.
+
+    Raises:
+        PromptError: There is no text, or a token that the vocabulary has not or that only a
+            picture may have.
+    """
+    ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
+    if not ids:
+        raise PromptError("the prompt is empty; expected some text", "prompt")
+    image_id = tokenizer.token_id(IMAGE_PAD)
+    for index in ids:
+        if index == image_id or not tokenizer.token_bytes(index):
+            raise PromptError(f"the prompt has token {index}, which stands for no text", "prompt")
+    return Prompt(np.array(ids, dtype=np.int32), ())
+
+
 def _has_content(message: Message) -> bool:
-    return message.role != "system" and any(
-        not isinstance(part, TextPart) or part.text.strip() for part in message.parts
+    return message.role != "system" and (
+        bool(message.tool_calls)
+        or any(not isinstance(part, TextPart) or part.text.strip() for part in message.parts)
     )
+
+
+def _as_generated(part: Part, tokenizer: Tokenizer) -> TokensPart:
+    if isinstance(part, TokensPart):
+        return part
+    if isinstance(part, TextPart):
+        return TokensPart(tuple(tokenizer.encode(part.text)))
+    raise PromptError("the answer was begun with an image; expected text", "messages")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Wire forms: each module reads one of them and makes a `Call` of it."""

@@ -1,0 +1,162 @@
+"""Answers on their way: one writer of server-sent events, and what happens when nobody listens.
+
+A client that is gone withdraws its call, whether the answer is streamed or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .engine import Ticket
+from .errors import ClientGone, fault_of, form_for
+from .settings import Settings
+from .wire import frame
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class EventStream(Response):
+    """Sends frames as they come, and signs of life while none come.
+
+    The headers go out at once. An error that comes later is a frame of the path's form, after
+    which the stream ends; OpenAI's `[DONE]` follows whole answers only.
+
+    Args:
+        frames: From `frame`; closed at the end, whatever happens.
+        ticket: The call they come from; withdrawn if the client is gone or does not read.
+        settings: The operator's.
+        error_event: Name of the event that tells an error, for the forms that name theirs.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[str, None],
+        ticket: Ticket,
+        settings: Settings,
+        error_event: str | None = None,
+    ) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._frames, self._ticket, self._settings = frames, ticket, settings
+        self._error_event = error_event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        writing = asyncio.ensure_future(self._write(scope, send, start))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        except asyncio.TimeoutError:
+            log.info("a listener stopped reading and was dropped")
+        finally:
+            # Before anything is awaited: the engine's time is not spent on someone who is gone.
+            self._ticket.cancel()
+            await _end(writing, leaving)
+            await self._frames.aclose()
+
+    async def _write(self, scope: Scope, send: Send, start: Mapping[str, Any]) -> None:
+        async def put(text: str, *, more: bool = True) -> None:
+            message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
+            await asyncio.wait_for(send(message), self._settings.write_timeout_s)
+
+        await send(dict(start))
+        coming = asyncio.ensure_future(_next(self._frames))
+        try:
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=self._settings.keepalive_s)
+                if not done:
+                    await put(_sign_of_life(self._ticket))
+                    continue
+                try:
+                    text = coming.result()
+                except Exception as error:
+                    body = form_for(scope["path"], fault_of(error))
+                    text = frame(body, self._error_event)
+                    await put(text)
+                    break
+                if text is None:
+                    break
+                await put(text)
+                coming = asyncio.ensure_future(_next(self._frames))
+        finally:
+            await _end(coming)
+        await put("", more=False)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work that only the client of a request wants; it is cancelled if they leave.
+
+    Raises:
+        ClientGone: They have left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        await _end(working, leaving)
+
+
+async def heard(request: Request, ticket: Ticket, hear: Callable[[Ticket], Awaitable[T]]) -> T:
+    """What becomes of a whole answer; the call is withdrawn if its client leaves before the end.
+
+    Args:
+        request: Whose client waits.
+        ticket: The call.
+        hear: Collects the answer.
+
+    Raises:
+        ClientGone: They have left.
+    """
+    try:
+        return await unless_gone(request, hear(ticket))
+    finally:
+        ticket.cancel()
+
+
+async def _next(frames: AsyncGenerator[str, None]) -> str | None:
+    return await anext(frames, None)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sign_of_life(ticket: Ticket) -> str:
+    if ticket.progress is None:
+        return ": waiting\n\n"
+    done, total = ticket.progress
+    return f": prefill {done}/{total}\n\n"
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their end; what they ended with is of no interest any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
