@@ -32,12 +32,15 @@ class Settings:
         max_tokens: Most tokens of an answer, also where a request asks for more; None for the
             model's context.
         kv_bits: How keys and values are kept; None for the activations' dtype.
-        body_timeout_s: In which a request's headers and body have to come, in seconds.
+        max_connections: That are open at a time; one more is answered 503.
+        head_timeout_s: In which a request's head has to come, in seconds.
+        body_timeout_s: In which a request's body has to come, in seconds.
         write_timeout_s: In which a listener has to take a piece of a stream, in seconds.
         keepalive_s: Between signs of life while nothing else is sent, in seconds.
         drain_s: In which running answers may finish once the server is asked to end, in seconds.
         idle_unload_s: Without a request after which the model is let go; None for never.
         on_crash: Whether a dead engine is started anew or ends the process.
+        log_requests: Whether the log has a line for each request: method, path, status and time.
     """
 
     host: str = "127.0.0.1"
@@ -59,9 +62,12 @@ class Settings:
     max_queue: int = 64
     max_tokens: int | None = None
     kv_bits: int | None = None
+    max_connections: int = 128
+    head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     write_timeout_s: float = 30.0
     keepalive_s: float = 10.0
     drain_s: float = 30.0
     idle_unload_s: float | None = None
     on_crash: Literal["restart", "exit"] = "restart"
+    log_requests: bool = False
