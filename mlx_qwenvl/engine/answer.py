@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.engine.constraint import Constraint
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.decode import decode
 from mlx_qwenvl.engine.draft import Draft, DraftModel
@@ -62,6 +63,7 @@ def answer(
     end_ids: frozenset[int],
     watch: Stopwatch,
     draft: DraftModel | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[Chunk]:
     """Answer a prompt.
 
@@ -76,9 +78,13 @@ def answer(
         end_ids: Tokens that end an answer.
         watch: Started by the caller.
         draft: A model that proposes tokens.
+        constraint: What the options' grammar lets through.
 
     Yields:
         A chunk a token, then one with the finish reason and the figures.
+
+    Raises:
+        OptionError: The grammar became too complex on the way.
     """
     mx.reset_peak_memory()
     watch.prefilled = time.perf_counter()
@@ -91,7 +97,7 @@ def answer(
         on_prefill=options.on_prefill,
     )
     logits = filled.logits[:, -1]
-    sampler = Sampler(options, logits.shape[-1], prompt.token_ids)
+    sampler = Sampler(options, logits.shape[-1], prompt.token_ids, constraint)
     decoder, stop = StreamDecoder(tokenizer), StopText(options.stop)
     drawn: list[int] = []
     reason: FinishReason = "length"
@@ -114,6 +120,8 @@ def answer(
                 watch.first = time.perf_counter()
             drawn.append(token)
             if token in end_ids:
+                if constraint is not None:
+                    constraint.check()
                 reason = "stop"
                 break
             count += 1

@@ -121,7 +121,7 @@ class Constraint:
 
     def accept(self, token_id: int) -> None:
         """Take note of the token that was drawn."""
-        if self._has_ended or self.error is not None:
+        if self._has_ended or self.error is not None or token_id < 0:  # none, where logits are NaN
             return
         if token_id in self._vocabulary.end_ids:
             self._has_ended = True

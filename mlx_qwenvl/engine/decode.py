@@ -23,7 +23,9 @@ def decode_step(
     tokens: Sequence[mx.array],
     samplers: Sequence[Sampler],
 ) -> list[Sampled]:
-    """Feed one token for each of B sequences and draw the next ones; nothing is waited for.
+    """Feed one token for each of B sequences and draw the next ones.
+
+    Nothing is waited for, but `tokens` where a sampler has a constraint.
 
     Args:
         model: The model.
@@ -32,7 +34,10 @@ def decode_step(
         samplers: B samplers.
     """
     inputs = mx.stack(list(tokens))[:, None]
-    return draw(model(inputs, cache)[:, -1], samplers, model.ops)
+    logits = model(inputs, cache)[:, -1]
+    if any(sampler.constraint is not None for sampler in samplers):
+        mx.async_eval(logits)  # the device is at work while the host finds out what may come
+    return draw(logits, samplers, model.ops)
 
 
 def decode(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
+from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.models.quantized_cache import KV_BITS, KV_GROUP_SIZES, KVFormat
 
@@ -49,6 +50,7 @@ class CallOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    grammar: Grammar | None
     logprobs: bool | None
     top_logprobs: int | None
     min_pixels: int | None
@@ -115,6 +117,7 @@ class Options:
         logit_bias: Added to the logits of token ids, within -100..100.
         seed: Makes drawing repeatable; None draws anew each time.
         stop: Texts before which the answer ends.
+        grammar: What the answer has to look like (`docs/structured.md`).
         logprobs: Whether chunks carry the chosen tokens' log-probabilities.
         top_logprobs: How many alternatives they carry, at most 20.
         min_pixels: Least pixels of a picture after resizing; None for the model's.
@@ -136,6 +139,7 @@ class Options:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
     logprobs: bool = False
     top_logprobs: int = 0
     min_pixels: int | None = None
@@ -173,6 +177,8 @@ class Options:
         for name, value in (("cache", self.cache), ("speculation", self.speculation)):
             if not isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}, expected True or False")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise OptionError(f"grammar is a {type(self.grammar).__name__}, expected a Grammar")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise OptionError(f"stop holds {text!r}, expected texts that are not empty", "stop")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.engine.constraint import Constraint
 from mlx_qwenvl.engine.options import Options, Sampling
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.kernels.ops import Ops
@@ -66,15 +67,26 @@ class Sampler:
         options: The call's.
         vocabulary: V.
         prompt_ids: The prompt [L], which the repetition penalty counts too.
+        constraint: What the answer has to keep to, or None.
 
     Attributes:
         options: As given.
+        constraint: As given. Every draw but the first waits for the token of the one before, so
+            the step between them should be under way by then.
         is_greedy: Whether it always takes the likeliest token.
-        adjusts: Whether it has a bias or a penalty.
+        adjusts: Whether it has a constraint, a bias or a penalty.
     """
 
-    def __init__(self, options: Options, vocabulary: int, prompt_ids: np.ndarray) -> None:
+    def __init__(
+        self,
+        options: Options,
+        vocabulary: int,
+        prompt_ids: np.ndarray,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.options = options
+        self.constraint = constraint
+        self._awaited: mx.array | None = None
         self.is_greedy = options.sampling.is_greedy
         self._random = random.Random(None if options.seed is None else options.seed % 2**64)
         self._bias = _dense_bias(options, vocabulary)
@@ -88,11 +100,13 @@ class Sampler:
             in_prompt = np.zeros(vocabulary, dtype=bool)
             in_prompt[prompt_ids] = True
             self._prompt = mx.array(in_prompt)
-        self.adjusts = self._bias is not None or self._counts is not None
+        self.adjusts = not (constraint is None and self._bias is None and self._counts is None)
 
     def adjusted(self, logits: mx.array) -> mx.array:
-        """Logits [V] float32 with bias and penalties."""
+        """Logits [V] float32 of what may come, with bias and penalties."""
         sampling = self.options.sampling
+        if self.constraint is not None:
+            logits = mx.where(self._allowed(self.constraint), logits, -mx.inf)
         if self._bias is not None:
             logits = logits + self._bias
         if self._counts is None:
@@ -108,8 +122,17 @@ class Sampler:
             logits = logits - sampling.presence_penalty * answered
         return logits
 
+    def _allowed(self, constraint: Constraint) -> mx.array:
+        """Tokens that may be drawn now, bool [V]; waits for the last one drawn."""
+        if self._awaited is not None:
+            constraint.accept(int(np.array(self._awaited)))
+            self._awaited = None
+        return constraint.mask()
+
     def count(self, token: mx.array) -> None:
-        """Take note of a drawn token, for the penalties."""
+        """Take note of a drawn token, for the constraint and the penalties."""
+        if self.constraint is not None:
+            self._awaited = token
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
 

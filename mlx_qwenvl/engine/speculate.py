@@ -63,11 +63,12 @@ def verify_rows(model: Qwen2VL) -> Rows:
 
 
 def can_speculate(options: Options, cache: Sequence[LayerCache]) -> bool:
-    """Whether the next token depends on the text alone: greedy, and no penalty that counts."""
+    """Whether the next token depends on the text alone: greedy, no grammar, no counting penalty."""
     sampling = options.sampling
     counts = sampling.presence_penalty or sampling.frequency_penalty
     return (
         options.speculation
+        and options.grammar is None
         and sampling.is_greedy
         and sampling.repetition_penalty == 1
         and not counts
