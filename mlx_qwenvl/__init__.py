@@ -8,6 +8,7 @@ print(vlm.generate("What is shown in this image?", images=["shapes.png"]))
 
 from mlx_qwenvl import blas as _blas  # noqa: F401 - has to come before anything imports MLX
 from mlx_qwenvl.dialogue import Chat
+from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.engine.reply import Chunk, Reply, Speculation, Timings, TokenLogprob, Usage
 from mlx_qwenvl.errors import (
     CheckpointError,
@@ -30,6 +31,7 @@ __all__ = [
     "Chunk",
     "ContextError",
     "FetchError",
+    "Grammar",
     "MediaError",
     "MemoryExceeded",
     "ModelNotFound",

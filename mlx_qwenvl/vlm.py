@@ -18,6 +18,7 @@ import numpy as np
 
 from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine.answer import Stopwatch, answer
+from mlx_qwenvl.engine.compiler import Compiler
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.disk_tier import DISK_BYTES, DiskTier
 from mlx_qwenvl.engine.draft import DraftModel
@@ -180,6 +181,7 @@ class QwenVL:
         self.load_s = load_s
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = end_ids(generation, tokenizer)
+        self.grammars = Compiler(tokenizer, self.end_ids, model.config.text.vocab_size)
 
     @property
     def config(self) -> Config:
@@ -309,6 +311,8 @@ class QwenVL:
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
         # What cannot be answered is refused before anything of it is computed.
         options = replace(options, max_tokens=room_for_answer(self.config, prompt, options))
+        if options.grammar is not None:
+            self.grammars.compile(options.grammar)
         watch.reading_s = time.perf_counter() - watch.called
         stores = self.stores if options.cache else Stores.of(self.model, 0, 0)
         check_answer(self.model, prompt, options, stores, self.stores)
@@ -331,6 +335,7 @@ class QwenVL:
                 self.end_ids,
                 watch,
                 self._drafting(options),
+                None if options.grammar is None else self.grammars.start(options.grammar),
             )
         except (GeneratorExit, KeyboardInterrupt):
             stores.prefixes.put(conversation)

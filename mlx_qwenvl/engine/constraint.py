@@ -31,7 +31,7 @@ class Vocabulary:
         width: V.
 
     Raises:
-        OptionError: llguidance is not installed.
+        OptionError: llguidance is not installed, or no token ends an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int], width: int) -> None:
@@ -41,6 +41,8 @@ class Vocabulary:
             raise OptionError(
                 "a grammar needs llguidance; run: pip install 'mlx-qwenvl[server]'"
             ) from None
+        if not end_ids:
+            raise OptionError("the model has no token that ends an answer, which a grammar needs")
         self.width = width
         self.end_ids = end_ids
         size = max(tokenizer.vocabulary.values()) + 1
