@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from mlx_qwenvl.errors import OptionError
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "lark", "llguidance"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "lark", "llguidance", "tools"]
 
 MAX_SOURCE_BYTES = 256 * 2**10  # bytes of one grammar, as UTF-8
 
@@ -22,7 +22,8 @@ class Grammar:
     """A form that an answer has to have.
 
     Attributes:
-        kind: Which language `source` is in; "json_object" is any JSON object and has no source.
+        kind: Which language `source` is in; "json_object" is any JSON object and has no source,
+            "tools" is the Lark grammar that `tool_grammar.py` makes.
         source: A JSON schema or llguidance grammar as JSON text, a regular expression, or a Lark
             grammar.
 
@@ -55,6 +56,7 @@ class Grammar:
             "json_schema": "JSON schema",
             "regex": "regular expression",
             "lark": "Lark grammar",
+            "tools": "schema of the tools",
         }.get(self.kind, "grammar")
 
 
@@ -69,7 +71,7 @@ def guidance_text(grammar: Grammar) -> str:
     source = grammar.source.encode("utf-8", "replace").decode("utf-8")
     if grammar.kind == "regex":
         return LLMatcher.grammar_from_regex(source)
-    if grammar.kind == "lark":
+    if grammar.kind in ("lark", "tools"):
         return LLMatcher.grammar_from_lark(source)
     if grammar.kind == "llguidance":
         return source
