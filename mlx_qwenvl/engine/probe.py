@@ -75,8 +75,7 @@ def main(library: str, seconds: int, states: int) -> None:
             most = int(used.ru_utime + used.ru_stime) + seconds + 1
             resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
         error = _fault(compiled, grammar)
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes
-        is_last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > LAST_BYTES
+        is_last = _resident_bytes() > LAST_BYTES
         _say(replies, error, is_last=is_last)
 
 
@@ -106,6 +105,14 @@ def _walk(matcher: Any) -> str:
         if not matcher.consume_token(chance.choice(allowed)):
             return str(matcher.get_error())
     return ""
+
+
+def _resident_bytes() -> int:
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux the largest size that is reported includes that of whoever started us.
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _in_thread(stack: int, work: Callable[[], Any]) -> Any:

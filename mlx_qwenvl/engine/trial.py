@@ -53,23 +53,31 @@ class Trials:
         """
         if not self._room.acquire(timeout=self._seconds):
             raise OptionError("too many grammars are being compiled at once; try again")
-        process = None
         try:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
-            if process is None:
-                process = _Process(self._states, self._seconds)
+            if process is not None:
+                said = self._ask(process, text)
+                if said is not None:
+                    return said
+                # It may have died of something else while it was idle.
+            return self._ask(_Process(self._states, self._seconds), text)
+        finally:
+            self._room.release()
+
+    def _ask(self, process: _Process, text: str) -> str | None:
+        """What a process says, which is kept if it is the only one, and ended otherwise."""
+        said = None
+        try:
             said = process.ask(text)
-            if said is not None and not said["is_last"]:
-                with self._lock:
-                    if not self._idle:
-                        self._idle.append(process)
-                        process = None
             return None if said is None else str(said["error"])
         finally:
-            if process is not None:
+            with self._lock:
+                is_kept = said is not None and not said["is_last"] and not self._idle
+                if is_kept:
+                    self._idle.append(process)
+            if not is_kept:
                 process.end()
-            self._room.release()
 
     def close(self) -> None:
         """End the processes; more are started where more is asked."""
