@@ -13,11 +13,13 @@ from mlx_qwenvl import __version__
 from .engine import Engine
 from .errors import handle_errors
 from .routes.chat import chat_routes
+from .routes.completions import completion_routes
+from .routes.count import count_routes
 from .routes.models import model_routes
 from .settings import Settings
 
 LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]", "testserver"]
-API = (chat_routes, model_routes)
+API = (chat_routes, completion_routes, model_routes, count_routes)
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:

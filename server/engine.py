@@ -112,6 +112,11 @@ class Engine:
 
         def begin() -> list[Iterator[Chunk]]:
             options = read_options(call.options, self._vlm.sampling)
+            vocabulary = self._vlm.config.text.vocab_size
+            if any(token >= vocabulary for token in options.logit_bias):
+                raise OptionError(
+                    f"logit_bias names a token beyond the vocabulary of {vocabulary}", "logit_bias"
+                )
             prompt = self._prompt(call, options)
             return [
                 self._vlm._answer(prompt, each, Stopwatch(self._vlm.load_s))

@@ -35,24 +35,7 @@ class Tally:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's counts of the finished answers, and mistral.rs's rates beside them."""
-        prompt = self.usages[0].prompt_tokens
-        completion = sum(usage.completion_tokens for usage in self.usages)
-        prompt_s, completion_s = self._times()
-        return {
-            **counts(prompt, completion),
-            "prompt_tokens_details": {
-                "cached_tokens": self.usages[0].cached_tokens,
-                "image_tokens": self.usages[0].image_tokens,
-                "audio_tokens": 0,
-            },
-            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-            "avg_tok_per_sec": _ratio(prompt + completion, prompt_s + completion_s),
-            "avg_prompt_tok_per_sec": _ratio(prompt, prompt_s),
-            "avg_compl_tok_per_sec": _ratio(completion, completion_s),
-            "total_time_sec": prompt_s + completion_s,
-            "total_prompt_time_sec": prompt_s,
-            "total_completion_time_sec": completion_s,
-        }
+        return usage_of([self])
 
     def usage_so_far(self, ticket: Ticket) -> dict[str, Any]:
         """OpenAI's counts while answers are under way."""
@@ -83,6 +66,31 @@ class Tally:
         """Seconds for the prompt, its pictures included, and for the longest of the answers."""
         first = self.timings[0]
         return first.vision_s + first.prefill_s, max(each.decode_s for each in self.timings)
+
+
+def usage_of(tallies: list[Tally]) -> dict[str, Any]:
+    """Counts and rates of the finished calls of one request."""
+    firsts = [tally.usages[0] for tally in tallies]
+    prompt = sum(usage.prompt_tokens for usage in firsts)
+    completion = sum(usage.completion_tokens for tally in tallies for usage in tally.usages)
+    times = [tally._times() for tally in tallies]
+    prompt_s = sum(prompt_s for prompt_s, _ in times)
+    completion_s = max(completion_s for _, completion_s in times)
+    return {
+        **counts(prompt, completion),
+        "prompt_tokens_details": {
+            "cached_tokens": sum(usage.cached_tokens for usage in firsts),
+            "image_tokens": sum(usage.image_tokens for usage in firsts),
+            "audio_tokens": 0,
+        },
+        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        "avg_tok_per_sec": _ratio(prompt + completion, prompt_s + completion_s),
+        "avg_prompt_tok_per_sec": _ratio(prompt, prompt_s),
+        "avg_compl_tok_per_sec": _ratio(completion, completion_s),
+        "total_time_sec": prompt_s + completion_s,
+        "total_prompt_time_sec": prompt_s,
+        "total_completion_time_sec": completion_s,
+    }
 
 
 def counts(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

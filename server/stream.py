@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -54,31 +54,36 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
-        start = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        writing = asyncio.ensure_future(self._write(scope, send, start))
+        writing = asyncio.ensure_future(self._write(scope, send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
+            if writing.done() and not writing.cancelled():
                 writing.result()
-        except asyncio.TimeoutError:
-            log.info("a listener stopped reading and was dropped")
+            elif writing.cancelled():
+                log.info("a listener stopped reading and was dropped")
         finally:
             # Before anything is awaited: the engine's time is not spent on someone who is gone.
             self._ticket.cancel()
             await _end(writing, leaving)
             await self._frames.aclose()
 
-    async def _write(self, scope: Scope, send: Send, start: Mapping[str, Any]) -> None:
-        async def put(text: str, *, more: bool = True) -> None:
-            message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
-            await asyncio.wait_for(send(message), self._settings.write_timeout_s)
+    async def _write(self, scope: Scope, send: Send) -> None:
+        """Send all frames; cancelled where one of them is not taken in time."""
+        loop, writing = asyncio.get_running_loop(), asyncio.current_task()
+        assert writing is not None
 
-        await send(dict(start))
+        async def put(text: str, *, more: bool = True) -> None:
+            # A timer and not `wait_for`, which costs a task and can lose a cancellation.
+            late = loop.call_later(self._settings.write_timeout_s, writing.cancel)
+            try:
+                message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
+                await send(message)
+            finally:
+                late.cancel()
+
+        status, headers = self.status_code, self.raw_headers
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         coming = asyncio.ensure_future(_next(self._frames))
         try:
             while True:
@@ -89,9 +94,7 @@ class EventStream(Response):
                 try:
                     text = coming.result()
                 except Exception as error:
-                    body = form_for(scope["path"], fault_of(error))
-                    text = frame(body, self._error_event)
-                    await put(text)
+                    await put(frame(form_for(scope["path"], fault_of(error)), self._error_event))
                     break
                 if text is None:
                     break

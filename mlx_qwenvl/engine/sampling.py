@@ -208,6 +208,8 @@ def _dense_bias(options: Options, vocabulary: int) -> mx.array | None:
     bias = np.zeros(vocabulary, dtype=np.float32)
     for token, value in options.logit_bias.items():
         if token >= vocabulary:
-            raise OptionError(f"logit_bias names token {token}, the vocabulary has {vocabulary}")
+            raise OptionError(
+                f"logit_bias names token {token}, the vocabulary has {vocabulary}", "logit_bias"
+            )
         bias[token] = value
     return mx.array(bias)
