@@ -23,6 +23,7 @@ from server.engine import Engine, Heard, Ticket
 from server.settings import Settings
 from tests.golden.tiny import picture
 
+HERE = "http://127.0.0.1"
 PICTURE = picture(41, 84, 84)
 TIMINGS = Timings(0.5, 0.25, 0.75, 1.0, 2.0, 8.0, 2.0)
 
@@ -41,7 +42,7 @@ def served(thread: ThreadPoolExecutor, tiny_folder: Path) -> QwenVL:
 @pytest.fixture
 def client(served: QwenVL, thread: ThreadPoolExecutor) -> Iterator[TestClient]:
     settings = Settings()
-    with TestClient(create_app(Engine(served, thread, settings), settings)) as connected:
+    with TestClient(create_app(Engine(served, thread, settings), settings), HERE) as connected:
         yield connected
 
 
@@ -96,7 +97,7 @@ def script(served: QwenVL, thread: ThreadPoolExecutor) -> Iterator[Script]:
     ) -> tuple[TestClient, Scripted]:
         settings = settings or Settings()
         engine = Scripted(served, thread, pieces, settings)
-        connected = TestClient(create_app(engine, settings))
+        connected = TestClient(create_app(engine, settings), HERE)
         opened.append(connected)
         connected.__enter__()
         return connected, engine

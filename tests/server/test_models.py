@@ -1,4 +1,4 @@
-"""Where the API is found: with and without a version, with and without a slash."""
+"""Where the API is found, with and without a version or a slash, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from server.engine import Engine
-from tests.server.conftest import Script, body, ends, says
+from tests.server.conftest import HERE, Script, body, ends, says
 
 PATHS = [
     "/v1/chat/completions",
@@ -20,8 +20,7 @@ PATHS = [
 @pytest.mark.parametrize("path", PATHS)
 def test_base_addresses_may_be_written_in_several_ways(script: Script, path: str) -> None:
     client, _ = script(says("Hello"), ends())
-    url = f"http://testserver{path}"
-    response = client.post(url, json=body(), follow_redirects=False)
+    response = client.post(HERE + path, json=body(), follow_redirects=False)
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "Hello"
 
