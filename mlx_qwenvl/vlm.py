@@ -198,7 +198,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
-        messages: Sequence[Mapping[str, Any]] | None = None,
+        messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Reply:
@@ -207,7 +207,8 @@ class QwenVL:
         Args:
             prompt: The question. It becomes one user turn, its pictures before its text.
             images: Paths, URLs, `data:` URLs, base64, bytes, files, PIL images or numpy arrays.
-            messages: A whole conversation in OpenAI's form, instead of `prompt` and `system`.
+            messages: A whole conversation in OpenAI's form, instead of `prompt` and `system`. An
+                assistant's message at its end is the beginning of the answer.
             system: A system message; by default the model's own.
             **options: See `Options` and `Sampling` in `engine/options.py`.
 
@@ -226,7 +227,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
-        messages: Sequence[Mapping[str, Any]] | None = None,
+        messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Iterator[Chunk]:
@@ -250,7 +251,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
-        messages: Sequence[Mapping[str, Any]] | None = None,
+        messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,

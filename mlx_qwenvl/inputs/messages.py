@@ -151,7 +151,7 @@ def parse_messages(
 def question_messages(
     prompt: str | None,
     images: Sequence[ImageSource],
-    messages: Sequence[Mapping[str, Any]] | None,
+    messages: str | Sequence[Mapping[str, Any]] | None,
     system: str | None,
 ) -> list[Message]:
     """What a caller asks, as a whole conversation or as one question.

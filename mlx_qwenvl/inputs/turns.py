@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from mlx_qwenvl.inputs.messages import Message, Part, TextPart, ToolCall
+from mlx_qwenvl.inputs.tools import CALL_BEGIN, CALL_END
 
 
 def said_plainly(messages: Sequence[Message]) -> list[Message]:
@@ -34,4 +35,4 @@ def said_plainly(messages: Sequence[Message]) -> list[Message]:
 
 def _call_text(call: ToolCall) -> str:
     name = json.dumps(call.name, ensure_ascii=False)
-    return f'<tool_call>\n{{"name": {name}, "arguments": {call.arguments}}}\n</tool_call>'
+    return f'{CALL_BEGIN}\n{{"name": {name}, "arguments": {call.arguments}}}\n{CALL_END}'

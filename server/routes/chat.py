@@ -12,7 +12,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_qwenvl import __version__
-from mlx_qwenvl.engine.reply import TokenLogprob
+from mlx_qwenvl.engine.reply import Chunk, TokenLogprob
+from mlx_qwenvl.engine.tool_calls import (
+    CallBegun,
+    CallPiece,
+    TextPiece,
+    ToolCallParser,
+    ToolEvent,
+)
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
 from ..engine import Engine, Ticket
@@ -35,7 +42,8 @@ def chat_routes(engine: Engine, settings: Settings) -> APIRouter:
         call = body.to_call(settings, engine.name)
         head = head_of("chatcmpl", engine.name)
         ticket = await unless_gone(request, engine.submit(call))
-        answer = _Answer(body, head, ticket, engine.tokenizer, call.n)
+        has_tools = bool(body.read_tools(settings).tools)
+        answer = _Answer(body, head, ticket, engine.tokenizer, call.n, has_tools)
         if body.stream:
             return EventStream(answer.chunks(), ticket, settings)
         return Json(await heard(request, ticket, answer.completion))
@@ -60,11 +68,63 @@ def head_of(kind: str, model: str) -> dict[str, Any]:
 
 @dataclass
 class _Choice:
-    """One of a call's answers while it is collected."""
+    """One of a call's answers while it is heard.
 
-    text: list[str] = field(default_factory=list)
+    Attributes:
+        parser: Finds calls of tools in the text, where there are tools.
+        text: What was said beside them.
+        calls: Calls of tools so far.
+        logprobs: Of all tokens.
+        finish_reason: Why it ended, once it has.
+    """
+
+    parser: ToolCallParser | None
+    begun: bool = False
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+
+    def hear(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """What a piece adds to the message, as OpenAI's deltas."""
+        self.logprobs += chunk.logprobs
+        pieces = self._pieces(chunk)
+        if chunk.finish_reason is not None:
+            is_whole = chunk.finish_reason == "stop" and self.calls
+            self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
+        return pieces
+
+    def _pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
+        if self.parser is None:
+            self.text += chunk.text
+            return [{"content": chunk.text}] if chunk.text else []
+        events = self.parser.feed(chunk.text)
+        if chunk.finish_reason is not None:
+            events += self.parser.finish()
+        return [delta for event in events if (delta := self._delta(event)) is not None]
+
+    def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
+        if isinstance(event, TextPiece):
+            self.text += event.text
+            return {"content": event.text}
+        if isinstance(event, CallBegun):
+            function = {"name": event.name, "arguments": ""}
+            call = {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
+            self.calls.append(call)
+            told = {"index": event.index, **call, "function": dict(function)}
+            return {"content": "", "tool_calls": [told]}
+        if isinstance(event, CallPiece):
+            self.calls[event.index]["function"]["arguments"] += event.arguments
+            told = {"index": event.index, "function": {"arguments": event.arguments}}
+            return {"content": "", "tool_calls": [told]}
+        return None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The whole message."""
+        content = None if self.calls and not self.text else self.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        return {**message, "tool_calls": self.calls} if self.calls else message
 
 
 @dataclass
@@ -76,48 +136,54 @@ class _Answer:
     ticket: Ticket
     tokenizer: Tokenizer
     n: int
+    has_tools: bool
     tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self.choices = [
+            _Choice(ToolCallParser() if self.has_tools else None) for _ in range(self.n)
+        ]
 
     async def completion(self, ticket: Ticket) -> dict[str, Any]:
         """The whole `chat.completion`."""
-        choices = [_Choice() for _ in range(self.n)]
         async for piece in ticket:
             self.tally.add(piece)
-            choice = choices[piece.index]
-            choice.text.append(piece.chunk.text)
-            choice.logprobs += piece.chunk.logprobs
-            choice.finish_reason = piece.chunk.finish_reason or choice.finish_reason
+            self.choices[piece.index].hear(piece.chunk)
+        choices = [
+            {
+                "index": index,
+                "message": choice.message,
+                "logprobs": self._logprobs(tuple(choice.logprobs)),
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(self.choices)
+        ]
         return {
             **self.head,
             "object": "chat.completion",
-            "choices": [self._whole(index, choice) for index, choice in enumerate(choices)],
+            "choices": choices,
             "usage": self.tally.usage(),
             "timings": self.tally.llama_timings(),
         }
 
-    def _whole(self, index: int, choice: _Choice) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
-            "logprobs": self._logprobs(tuple(choice.logprobs)),
-            "finish_reason": choice.finish_reason,
-        }
-
     async def chunks(self) -> AsyncGenerator[str, None]:
         """Frames of `chat.completion.chunk`."""
-        begun: set[int] = set()
         async for piece in self.ticket:
             index, chunk = piece.index, piece.chunk
-            if index not in begun:
-                begun.add(index)
+            choice = self.choices[index]
+            if not choice.begun:
+                choice.begun = True
                 yield self._frame(index, {"role": "assistant", "content": ""})
             self.tally.add(piece)
-            if chunk.text or chunk.logprobs:
-                logprobs = self._logprobs(chunk.logprobs)
-                yield self._frame(index, {"content": chunk.text}, logprobs=logprobs)
-            if chunk.finish_reason is not None:
+            deltas = choice.hear(chunk)
+            if chunk.logprobs and not deltas:
+                deltas = [{"content": ""}]
+            for number, delta in enumerate(deltas):
+                logprobs = None if number else self._logprobs(chunk.logprobs)
+                yield self._frame(index, delta, logprobs=logprobs)
+            if choice.finish_reason is not None:
                 # The text stays a string to the end: clients add the pieces up as they come.
-                yield self._frame(index, {"content": ""}, chunk.finish_reason)
+                yield self._frame(index, {"content": ""}, choice.finish_reason)
         if self.body.includes_usage:
             last = {**self._chunk([]), "usage": self.tally.usage()}
             yield frame({**last, "timings": self.tally.llama_timings()})

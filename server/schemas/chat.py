@@ -19,9 +19,11 @@ from .common import (
     Positive,
     Refusals,
     admit,
+    blaming,
     only,
     read_form,
 )
+from .tools import Tools
 
 _TOOLS = "is not supported; use tools and tool_choice"
 _TEMPLATE = "is not supported; the dialogue form is the model's own"
@@ -113,9 +115,9 @@ class ChatRequest(CompletionFields):
         self.check(settings, served)
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
-        messages = admit(parse_messages(self.messages), settings)
-        if self.tools or self.tool_choice not in (None, "none", "auto"):
-            raise RequestError("tools is not supported by this server", "tools")
+        tools = self.read_tools(settings)
+        with blaming("messages"):
+            messages = admit(parse_messages(self.messages), settings)
         limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
         options = self.common_options(settings, min(limits) if limits else None)
         options["logprobs"] = self.logprobs
@@ -123,9 +125,13 @@ class ChatRequest(CompletionFields):
         options["min_pixels"] = self.min_pixels
         options["max_pixels"] = self.max_pixels
         return Call(
-            messages=messages,
+            messages=tools.told(messages),
             options=options,
             n=self.n or 1,
-            grammar=read_form(self.response_format, self.grammar, settings),
+            grammar=tools.form(read_form(self.response_format, self.grammar, settings)),
             continues=messages[-1].role == "assistant",
         )
+
+    def read_tools(self, settings: Settings) -> Tools:
+        """The functions that the model may call. Errors as of `to_call`."""
+        return Tools.of(self.tools, self.tool_choice, self.parallel_tool_calls, settings)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.engine.options import SEED_LIMIT, CallOptions
-from mlx_qwenvl.errors import PromptError
+from mlx_qwenvl.errors import PromptError, QwenVLError
 from mlx_qwenvl.inputs.messages import ImagePart, Message
 
 from ..errors import RequestError, UnknownModel
@@ -204,6 +205,16 @@ def admit(messages: list[Message], settings: Settings) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+@contextmanager
+def blaming(param: str) -> Iterator[None]:
+    """Names the field in errors that do not know it."""
+    try:
+        yield
+    except QwenVLError as error:
+        error.param = error.param or param
+        raise
+
+
 def read_form(
     response_format: Mapping[str, Any] | None,
     grammar: Mapping[str, Any] | None,
@@ -214,11 +225,13 @@ def read_form(
     Raises:
         RequestError: Both, or neither's form, or larger than the operator allows.
     """
-    asked = None if response_format is None else _response_format(response_format)
+    with blaming("response_format"):
+        asked = None if response_format is None else _response_format(response_format)
     if grammar is not None:
         if asked is not None:
             raise RequestError("give either response_format or grammar, not both", "grammar")
-        asked = _grammar(grammar)
+        with blaming("grammar.value"):
+            asked = _grammar(grammar)
     if (
         asked is not None
         and len(asked.source.encode("utf-8", "replace")) > settings.max_schema_bytes

@@ -12,7 +12,8 @@ from ..call import Call
 from ..errors import RequestError
 from ..settings import Settings
 from .chat import MESSAGES_SCHEMA
-from .common import Positive, admit, check_model
+from .common import Positive, admit, blaming, check_model
+from .tools import Tools
 
 
 class CountRequest(BaseModel):
@@ -59,8 +60,11 @@ class CountRequest(BaseModel):
             )
         if self.plain is not None:
             return Call(text=self.plain)
+        tools = Tools.of(self.tools, None, None, settings)
+        with blaming("messages"):
+            messages = admit(parse_messages(self.messages), settings)
         return Call(
-            messages=admit(parse_messages(self.messages), settings),
+            messages=tools.told(messages),
             options={"min_pixels": self.min_pixels, "max_pixels": self.max_pixels},
         )
 
