@@ -15,6 +15,7 @@ from .errors import handle_errors
 from .routes.chat import chat_routes
 from .routes.completions import completion_routes
 from .routes.count import count_routes
+from .routes.docs import add_docs
 from .routes.models import model_routes
 from .settings import Settings
 
@@ -42,6 +43,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         # Clients are given the address with or without the version.
         app.include_router(router, prefix="/v1", responses={"4XX": {"description": "Refused"}})
         app.include_router(router, include_in_schema=False)
+
+    add_docs(app)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -62,3 +62,12 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert {"messages", "temperature", "stop", "tools", "response_format"} <= set(fields)
     answers = described["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert "422" not in answers
+
+
+def test_the_page_about_the_api_loads_nothing(client: TestClient) -> None:
+    response = client.get("/docs")
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/html")
+    for part in ("POST /v1/chat/completions", "max_completion_tokens", "openapi.json"):
+        assert part in response.text
+    for part in ("<script", "http:", "https:", "<link", "@import"):
+        assert part not in response.text
