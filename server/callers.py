@@ -45,6 +45,8 @@ def check_head(scope: Scope) -> None:
     """
     if scope["method"] not in METHODS:
         raise Refused(405, f"this method is not served; expected one of {', '.join(METHODS)}")
+    if headers(scope, b"transfer-encoding") and headers(scope, b"content-length"):
+        raise Refused(400, "the request has a length and chunks; expected one of them")
     fields = scope["headers"]
     size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
     size += sum(len(key) + len(value) for key, value in fields)

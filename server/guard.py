@@ -98,8 +98,9 @@ class Guard:
             # The one place where a fault of ours is logged; uvicorn would do so a second time.
             log.exception("request %s failed", answer.request_id)
             if not answer.status:
-                fault = Refused(500, "the server met a fault of its own; its log says more")
-                await _refuse(fault, scope, receive, answer)
+                close = ((b"connection", b"close"),)
+                words = "the server met a fault of its own; its log says more"
+                await _refuse(Refused(500, words, headers=close), scope, None, answer)
         finally:
             line = scope["method"][:16], _path(scope), answer.status, time.monotonic() - start
             access.info("%s %s %d in %.3f s [%s]", *line, answer.request_id)

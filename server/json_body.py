@@ -89,7 +89,7 @@ def _check(root: Any, escapes: bool) -> None:
     """Holds every level to the depth and, where the body has escapes, every string to Unicode."""
     level, depth = [root], 0
     while level:
-        if depth > MAX_DEPTH:
+        if depth == MAX_DEPTH and any(isinstance(value, (dict, list)) for value in level):
             raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels")
         below: list[Any] = []
         for value in level:

@@ -19,7 +19,7 @@ from .logs import log_config
 from .refused import Refused
 from .settings import Settings
 
-KEEP_ALIVE_S = 5.0  # seconds that a connection may idle between two requests
+KEEP_ALIVE_S = 5  # seconds that a connection may idle between two requests
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -42,7 +42,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,  # nobody may claim another address
         server_header=False,
         h11_max_incomplete_event_size=2 * MAX_HEAD_BYTES,
-        timeout_keep_alive=int(KEEP_ALIVE_S),
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
 
 
@@ -92,7 +92,8 @@ class BoundedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, in the shape of every error."""
-        if self.cycle is not None and self.cycle.response_started:
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # in the middle of an answer there is no place for another
         else:
             self._last_words(Refused(400, msg))

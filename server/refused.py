@@ -26,6 +26,7 @@ class Refused(QwenVLError):
 
     def body(self, path: str) -> dict[str, object]:
         """The error in OpenAI's shape, with Anthropic's mark for the routes of that API."""
-        kind = "authentication_error" if self.status == 401 else "invalid_request_error"
+        kinds = {401: "authentication_error", 500: "server_error", 503: "server_error"}
+        kind = kinds.get(self.status, "invalid_request_error")
         error = {"message": str(self), "type": kind, "param": None, "code": self.code}
         return {"error": error} | ({"type": "error"} if path.startswith("/v1/messages") else {})
