@@ -25,7 +25,9 @@ class Settings:
         max_images: Of one request.
         max_image_bytes: Of one encoded picture.
         max_image_pixels: Of one decoded picture.
+        max_total_bytes: Of all encoded pictures of one request.
         max_total_pixels: Of all decoded pictures of one request.
+        fetch_timeout_s: In which all URLs of one request have to be fetched, in seconds.
         max_schema_bytes: Of a schema, a grammar or all tools together.
         max_concurrency: Answers that are computed side by side.
         max_queue: Requests that may wait for their turn.
@@ -56,7 +58,9 @@ class Settings:
     max_images: int = 32
     max_image_bytes: int = 32 * 2**20  # bytes
     max_image_pixels: int = 50_000_000  # pixels
+    max_total_bytes: int = 128 * 2**20  # bytes
     max_total_pixels: int = 200_000_000  # pixels
+    fetch_timeout_s: float = 30.0
     max_schema_bytes: int = 256 * 2**10  # bytes
     max_concurrency: int = 8
     max_queue: int = 64

@@ -473,14 +473,27 @@ def test_check_address_sees_what_would_be_connected_to(
     assert not site.heads
 
 
-@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1"])
-def test_odd_spellings_of_an_address_are_checked_as_what_they_mean(host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0x7f000001", "0", "1.2.3.0x", "127.0.0.1."],
+)
+def test_odd_spellings_of_an_address_are_refused_where_addresses_are_checked(
+    names: dict[str, Any], host: str
+) -> None:
     seen: list[str] = []
     check = _checked(set(), seen)
-    refused(
-        f"http://{host}/", "is not public|resolve|not a valid", use_proxy=False, check_address=check
-    )
-    assert seen in ([], ["127.0.0.1"])
+    odd = "nor an address in its usual form|not a valid URL"
+    refused(f"http://{host}/", odd, use_proxy=False, check_address=check)
+    assert (seen, names["asked"]) == ([], [])
+
+
+def test_only_the_allowed_ports_are_connected_to(site: Site) -> None:
+    site.answers = {"/a": _redirect("https://127.0.0.1:1/"), "/b": _response(PNG)}
+    own = frozenset({site.port})
+    assert fetch(site.url("/b"), limits=FetchLimits(ports=own)) == PNG
+    refused(site.url("/a"), f"leads to port 1; expected one of {site.port}", ports=own)
+    refused(site.url("/b"), "expected one of 80, 443", ports=frozenset({80, 443}))
+    assert len(site.heads) == 2
 
 
 def test_addresses_are_checked_again_after_a_redirect(site: Site, names: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from mlx_qwenvl.errors import MediaError, OptionError, QwenVLError
 from mlx_qwenvl.inputs import media
 from mlx_qwenvl.inputs.media import MediaLimits, open_image
+from mlx_qwenvl.inputs.source import MediaBudget
 from tests.golden.record_images import draw, encode
 
 PIXELS = draw(40, 30, 3)
@@ -677,6 +678,100 @@ def test_importing_media_imports_no_http_client_and_no_mlx() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pictures_of_one_request_share_a_budget() -> None:
+    budget = MediaBudget(max_bytes=2 * len(PNG) + 5, max_pixels=3000, fetch_s=1)
+    limits = MediaLimits(budget=budget)
+    assert same(open_image(PNG, limits=limits))
+    assert same(open_image(BASE64, limits=limits))
+    assert (budget.bytes_left, budget.pixels_left) == (5, 600)
+    refused(PNG, f"more than {2 * len(PNG) + 5} bytes together", limits)
+    limits = MediaLimits(budget=MediaBudget(10**6, 2399, 1))
+    assert same(open_image(PIXELS, limits=limits))
+    refused(PNG, "more than 2399 pixels together", limits)
+
+
+def test_urls_of_one_request_share_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = pytest.importorskip("mlx_qwenvl.inputs.fetch")
+    clock = iter(range(0, 1000, 3))  # each look at it is 3 seconds later
+    monkeypatch.setattr("mlx_qwenvl.inputs.source.time.monotonic", lambda: float(next(clock)))
+    asked: list[Any] = []
+
+    def fake(url: str, *, limits: Any) -> bytes:
+        asked.append((limits.max_bytes, limits.deadline_s))
+        return PNG
+
+    monkeypatch.setattr(fetch, "fetch", fake)
+    limits = MediaLimits(budget=MediaBudget(2 * len(PNG), 10**6, 5.0))
+    for _ in range(2):
+        assert same(open_image("http://e.com/a.png", limits=limits))
+    refused("http://e.com/a.png?key=1", "^http://e.com/a.png: the time for fetching", limits)
+    assert asked == [(2 * len(PNG), 5.0), (len(PNG), 2.0)]
+
+
+# --- files under a folder -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder of pictures beside a secret one, with links of every kind."""
+    folder, outside = tmp_path / "pictures", tmp_path / "outside"
+    (folder / "sub").mkdir(parents=True)
+    outside.mkdir()
+    for path in (folder / "a.png", folder / "sub" / "b.png", outside / "secret.png"):
+        path.write_bytes(PNG)
+    (folder / "in.png").symlink_to("sub/b.png")
+    (folder / "to sub").symlink_to(folder / "sub", target_is_directory=True)
+    (folder / "out.png").symlink_to(outside / "secret.png")
+    (folder / "gone.png").symlink_to(outside / "gone.png")
+    (folder / "out").symlink_to(outside, target_is_directory=True)
+    (folder / "loop").symlink_to("loop")
+    (folder / "device").symlink_to("/dev/zero")
+    os.mkfifo(folder / "fifo")
+    (tmp_path / "pictures2").mkdir()
+    (tmp_path / "pictures2" / "c.png").write_bytes(PNG)
+    return folder
+
+
+def test_files_inside_the_root_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = MediaLimits(root=root)
+    monkeypatch.chdir(root.parent)  # no matter
+    names = ["a.png", "./a.png", "sub/b.png", "sub/../a.png", "in.png", "to sub/b.png"]
+    names += [str(root / "a.png"), (root / "a.png").as_uri(), "file:a.png", " a.png\n"]
+    for name in names:
+        assert same(open_image(name, limits=limits)), name
+    assert same(open_image(BASE64, limits=limits))
+    (root.parent / "link").symlink_to(root, target_is_directory=True)
+    assert same(open_image("a.png", limits=MediaLimits(root=root.parent / "link")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside/secret.png", "../outside/gone.png", "../pictures2/c.png",
+     "{top}/outside/secret.png", "{top}/outside/gone.png", "{top}/pictures2/c.png", "file://{top}/outside/secret.png",
+     "file:///%2e%2e/etc/passwd", "out.png", "gone.png", "out/secret.png", "out/gone.png", "loop",
+     "loop/a.png", "device", "fifo", "sub", ".", "..", "/", "/etc/passwd", "/dev/zero",
+     "/dev/stdin", "~/a.png", "missing.png", "a.png/x", "nul\0.png", "a" * 300, "/proc/self/environ",
+     "{top}/pictures/../outside/secret.png", "//etc/passwd", "sub/../../outside/secret.png"],
+)  # fmt: skip
+def test_files_outside_are_refused_as_if_they_were_not_there(root: Path, name: str) -> None:
+    path = name.format(top=root.parent)
+    with pytest.raises(MediaError) as caught:
+        open_image(path, limits=MediaLimits(root=root))
+    message = str(caught.value)
+    assert message.endswith("is no file in the folder that was given by --image-root"), message
+    assert str(root.parent) in path or str(root.parent) not in message
+
+
+def test_a_path_that_is_too_long_is_no_path(root: Path) -> None:
+    refused("a/" * 600, "names no picture", MediaLimits(root=root))
+
+
+def test_the_way_to_allow_files_is_told(root: Path) -> None:
+    limits = MediaLimits(local_files=False, files_hint="ask for it")
+    for name in ("a.png", str(root / "a.png"), (root / "a.png").as_uri(), "/etc/passwd"):
+        refused(name, "; ask for it$", limits)
 
 
 def test_urls_are_fetched_within_both_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import http
+import ipaddress
 import re
 import zlib
 from collections.abc import Callable
@@ -42,7 +43,9 @@ class FetchLimits:
         use_proxy: Whether the proxy settings of the environment and the system hold.
         check_address: Called with every address that a host name resolves to, at every hop; raises
             FetchError to refuse. IPv4 addresses inside IPv6 ones come as IPv4. It needs
-            use_proxy=False, because behind a proxy the proxy resolves names.
+            use_proxy=False, because behind a proxy the proxy resolves names. It also has hosts
+            refused that only look like addresses, as 127.1 and 0x7f.1 do.
+        ports: That may be connected to; None for all.
     """
 
     deadline_s: float = 30.0  # seconds
@@ -50,6 +53,7 @@ class FetchLimits:
     max_redirects: int = 3
     use_proxy: bool = True
     check_address: Callable[[IPAddress], None] | None = None
+    ports: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuses limits that contradict each other or that no answer can meet."""
@@ -82,6 +86,7 @@ def fetch(url: str, *, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     try:
         target = start = _parse(url)
         for _ in range(limits.max_redirects + 1):
+            _check_target(target, limits)
             headers = {**HEADERS, "Host": target.netloc}
             if start.userinfo and _origin(target) == _origin(start):
                 headers["Authorization"] = _basic_auth(start)
@@ -132,6 +137,24 @@ def _parse(url: str, base: httpx2.URL | None = None) -> httpx2.URL:
     if not re.fullmatch(rb"[a-z0-9._:-]+", parsed.raw_host) or (parsed.port or 80) > 65535:
         raise FetchError("not a valid URL")
     return parsed
+
+
+def _check_target(target: httpx2.URL, limits: FetchLimits) -> None:
+    port = DEFAULT_PORTS[target.scheme] if target.port is None else target.port
+    if limits.ports is not None and port not in limits.ports:
+        allowed = ", ".join(map(str, sorted(limits.ports)))
+        raise FetchError(f"leads to port {port}; expected one of {allowed}")
+    if limits.check_address is None:
+        return
+    host = target.raw_host.decode("ascii")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        # Resolvers take such names for addresses of many spellings; the internet has none of them.
+        if re.fullmatch(r"\d+|0x[0-9a-f]*", host.removesuffix(".").rpartition(".")[2]):
+            raise FetchError(
+                "the host is neither a name nor an address in its usual form"
+            ) from None
 
 
 def _core_url(url: httpx2.URL) -> httpcore2.URL:

@@ -100,6 +100,13 @@ def read_encoded(source: object, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[
         MediaError: If there is no such picture, or it is too large.
         FetchError: If a URL cannot be opened.
     """
+    encoded = _read_encoded(source, limits)
+    if encoded is not None and limits.budget is not None:
+        limits.budget.charge_bytes(len(encoded[0]))
+    return encoded
+
+
+def _read_encoded(source: object, limits: MediaLimits) -> tuple[bytes, str] | None:
     if isinstance(source, str):
         return read_text(source, limits)
     if isinstance(source, os.PathLike):
@@ -149,6 +156,8 @@ def _check_size(size: tuple[int, int], name: str, limits: MediaLimits) -> None:
     if width * height > limits.max_pixels:
         most = f"at most {limits.max_pixels} pixels are decoded"
         raise MediaError(f"{name}: is {width} x {height} pixels, too large; {most}")
+    if limits.budget is not None:
+        limits.budget.charge_pixels(width * height)
 
 
 @contextmanager

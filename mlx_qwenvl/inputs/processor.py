@@ -131,6 +131,9 @@ class Processor:
         if patches is None:
             patches = image_patches(decode(*encoded, limits), self.geometry, budget)
             store.put(key, patches, patches.patches.nbytes)
+        elif limits.budget is not None:
+            # What a request may hold does not depend on what others asked before.
+            limits.budget.charge_pixels(patches.source_size[0] * patches.source_size[1])
         return patches
 
     def _budget(

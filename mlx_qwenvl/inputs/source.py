@@ -7,18 +7,62 @@ from __future__ import annotations
 
 import binascii
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from mlx_qwenvl.errors import MediaError, OptionError
+from mlx_qwenvl.inputs.rooted import open_under
 from mlx_qwenvl.inputs.sniff import format_of, looks_like
 
 if TYPE_CHECKING:
     from mlx_qwenvl.inputs.fetch import FetchLimits
 
-__all__ = ["DEFAULT_LIMITS", "MediaLimits", "read_file", "read_path", "read_text", "shown"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "MediaBudget",
+    "MediaLimits",
+    "read_file",
+    "read_path",
+    "read_text",
+    "shown",
+]
+
+
+class MediaBudget:
+    """What all pictures of one request may cost together, charged as they are opened.
+
+    Args:
+        max_bytes: Of the encoded pictures.
+        max_pixels: Of the pictures as stored.
+        fetch_s: For all URLs, in seconds; runs only while one is fetched.
+    """
+
+    def __init__(self, max_bytes: int, max_pixels: int, fetch_s: float) -> None:
+        self._max_bytes, self._max_pixels = max_bytes, max_pixels
+        self.bytes_left, self.pixels_left, self.fetch_s_left = max_bytes, max_pixels, fetch_s
+
+    def charge_bytes(self, count: int) -> None:
+        """Count a picture's bytes.
+
+        Raises:
+            MediaError: They are more than is left.
+        """
+        self.bytes_left -= count
+        if self.bytes_left < 0:
+            raise MediaError(f"the pictures have more than {self._max_bytes} bytes together")
+
+    def charge_pixels(self, count: int) -> None:
+        """Count a picture's pixels, before they are decoded.
+
+        Raises:
+            MediaError: They are more than is left.
+        """
+        self.pixels_left -= count
+        if self.pixels_left < 0:
+            raise MediaError(f"the pictures have more than {self._max_pixels} pixels together")
 
 
 @dataclass(frozen=True)
@@ -31,6 +75,10 @@ class MediaLimits:
         local_files: Whether text may name a file. A path object always may: the program made it.
         urls: Whether text may name an http(s) URL.
         fetch: Limits for URLs, beside max_bytes; None takes ``FetchLimits()``.
+        root: Folder in which every file that text names has to lie, and where relative paths
+            start; None for the whole disk, from the current folder.
+        files_hint: Said where text names a file that is not opened: how to have it opened.
+        budget: Shared by the pictures of one request; None for no limit beside those of each.
     """
 
     max_bytes: int = 256 * 2**20  # bytes
@@ -38,6 +86,9 @@ class MediaLimits:
     local_files: bool = True
     urls: bool = True
     fetch: FetchLimits | None = None
+    root: Path | None = None
+    files_hint: str = ""
+    budget: MediaBudget | None = None
 
     def __post_init__(self) -> None:
         """Refuses limits that no picture can meet."""
@@ -50,7 +101,10 @@ DEFAULT_LIMITS = MediaLimits()
 
 
 def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
-    """Reads what text names: a URL, a path that exists or base64, in this order."""
+    """Reads what text names: a URL, a path that exists or base64, in this order.
+
+    Where a root is set, text comes from a stranger, and base64 is tried before a path.
+    """
     stripped = text.strip()
     if not stripped:
         raise MediaError("the text is empty; expected a path, a URL or base64")
@@ -61,10 +115,11 @@ def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
         return _read_data_url(stripped, limits), "the data: URL"
     if scheme.startswith("file:"):
         if not limits.local_files:
-            raise MediaError("a file: URL names a local file, which is not opened here")
+            hint = limits.files_hint and f"; {limits.files_hint}"
+            raise MediaError(f"a file: URL names a local file, which is not opened here{hint}")
         path = re.sub(r"^//(localhost(?=/))?", "", unquote(stripped[5:]))
         return read_path(path, limits), shown(path)
-    if limits.local_files:
+    if limits.local_files and limits.root is None:
         for path in (text, stripped):
             if _exists(path):
                 return read_path(path, limits), shown(path)
@@ -73,10 +128,14 @@ def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
     data = _from_base64(stripped, limits)
     if data and (format_of(data) or looks_like(data)):
         return data, "the base64 text"
-    if limits.local_files and len(stripped) <= 256:
-        raise MediaError(f"{shown(text)}: no such file")
+    if limits.local_files and len(stripped) <= 1024:
+        if limits.root is not None:
+            return read_path(stripped, limits), shown(stripped)
+        if len(stripped) <= 256:
+            raise MediaError(f"{shown(text)}: no such file")
     expected = "a file, a URL or base64" if limits.local_files else "a URL or base64"
-    raise MediaError(f"text of {len(text)} characters names no picture; expected {expected}")
+    hint = "" if limits.local_files or not limits.files_hint else f"; {limits.files_hint}"
+    raise MediaError(f"text of {len(text)} characters names no picture; expected {expected}{hint}")
 
 
 def _read_url(url: str, limits: MediaLimits) -> tuple[bytes, str]:
@@ -87,7 +146,20 @@ def _read_url(url: str, limits: MediaLimits) -> tuple[bytes, str]:
 
     fetching = limits.fetch or FetchLimits()
     fetching = replace(fetching, max_bytes=min(fetching.max_bytes, limits.max_bytes))
-    return fetch(url, limits=fetching), shown_url(url)
+    if (budget := limits.budget) is None:
+        return fetch(url, limits=fetching), shown_url(url)
+    if budget.fetch_s_left <= 0:
+        raise MediaError(f"{shown_url(url)}: the time for fetching pictures is used up")
+    fetching = replace(
+        fetching,
+        max_bytes=max(min(fetching.max_bytes, budget.bytes_left), 1),
+        deadline_s=min(fetching.deadline_s, budget.fetch_s_left),
+    )
+    begin = time.monotonic()
+    try:
+        return fetch(url, limits=fetching), shown_url(url)
+    finally:
+        budget.fetch_s_left -= time.monotonic() - begin
 
 
 def _read_data_url(url: str, limits: MediaLimits) -> bytes:
@@ -124,8 +196,11 @@ def _exists(path: str) -> bool:
 
 
 def read_path(path: str, limits: MediaLimits) -> bytes:
-    """Reads a file; a leading tilde is the home folder."""
+    """Reads a file; a leading tilde is the home folder, unless a root is set."""
     name = shown(path)
+    if limits.root is not None:
+        with open_under(limits.root, path, name) as file:
+            return read_file(file, name, limits)
     try:
         with Path(path).expanduser().open("rb") as file:
             return read_file(file, name, limits)
