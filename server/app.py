@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_qwenvl import __version__
 
 from .engine import Engine
 from .errors import handle_errors
+from .guard import Guard
 from .routes.chat import chat_routes
 from .routes.completions import completion_routes
 from .routes.count import count_routes
@@ -19,7 +19,6 @@ from .routes.docs import add_docs
 from .routes.models import model_routes
 from .settings import Settings
 
-LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]", "testserver"]
 API = (chat_routes, completion_routes, model_routes, count_routes)
 
 
@@ -51,8 +50,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         return {"status": "ok"}
 
     app.add_middleware(_OnePath)
-    # A page in the browser must not reach a local server under a name of its own.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS)
+    app.add_middleware(Guard, settings=settings)  # the last to be added is the first to be met
     return app
 
 

@@ -17,6 +17,7 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.vlm import QwenVL
 
 from .call import Call
+from .media import MediaPolicy
 from .settings import Settings
 
 
@@ -73,6 +74,7 @@ class Engine:
 
     def __init__(self, vlm: QwenVL, thread: ThreadPoolExecutor, settings: Settings) -> None:
         self._vlm, self._thread, self.settings = vlm, thread, settings
+        self._media = MediaPolicy.of(settings)
 
     @property
     def name(self) -> str:
@@ -141,7 +143,7 @@ class Engine:
     def _prompt(self, call: Call, options: Options) -> Prompt:
         if call.text is not None:
             return text_prompt(call.text, self._vlm.tokenizer)
-        return self._vlm.prompt(call.messages, options)
+        return self._vlm.prompt(call.messages, options, self._media.limits())
 
 
 def seeded(options: Options, index: int) -> Options:

@@ -45,21 +45,15 @@ log = logging.getLogger("mlx_qwenvl.server")
 access = logging.getLogger("mlx_qwenvl.server.access")
 
 
-def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """An application behind the door.
-
-    Raises:
-        OptionError: Settings that say nothing sensible about who may call.
-    """
-    return Guard(app, settings)
-
-
 class Guard:
     """The door. Routes find the request's id in `scope["state"]["request_id"]`.
 
     Args:
         app: What is behind it.
         settings: The operator's.
+
+    Raises:
+        OptionError: Settings that say nothing sensible about who may call.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

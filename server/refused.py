@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from mlx_qwenvl.errors import QwenVLError
 
+from .errors import Fault, form_for
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    500: "server_error",
+    503: "server_error",
+}
+
 
 class Refused(QwenVLError):
     """What is answered instead of letting a request in.
@@ -25,8 +34,6 @@ class Refused(QwenVLError):
         self.status, self.code, self.headers = status, code, headers
 
     def body(self, path: str) -> dict[str, object]:
-        """The error in OpenAI's shape, with Anthropic's mark for the routes of that API."""
-        kinds = {401: "authentication_error", 500: "server_error", 503: "server_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
-        error = {"message": str(self), "type": kind, "param": None, "code": self.code}
-        return {"error": error} | ({"type": "error"} if path.startswith("/v1/messages") else {})
+        """The error in the form that the clients of a path expect."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return form_for(path, Fault(self.status, str(self), kind, code=self.code))

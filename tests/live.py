@@ -15,6 +15,7 @@ import uvicorn
 from mlx_qwenvl import load
 from server.app import create_app
 from server.engine import Engine
+from server.listen import uvicorn_config
 from server.settings import Settings
 
 START_S = 60.0  # in which the model is loaded and the port answers, in seconds
@@ -50,9 +51,7 @@ def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         vlm = pool.submit(load, model, dtype="float32").result(START_S)
         engine = Engine(vlm, pool, settings)
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(engine, settings), log_level="warning", lifespan="on")
-        )
+        server = uvicorn.Server(uvicorn_config(create_app(engine, settings), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

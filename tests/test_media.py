@@ -41,9 +41,9 @@ def messages_are_safe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made: list[str] = []
     init = QwenVLError.__init__
 
-    def recording(self: QwenVLError, *args: object) -> None:
-        made.append(str(args[0]))
-        init(self, *args)
+    def recording(self: QwenVLError, message: str = "", param: str | None = None) -> None:
+        made.append(message)
+        init(self, message, param)
 
     monkeypatch.setattr(QwenVLError, "__init__", recording)
     yield
@@ -752,8 +752,9 @@ def test_files_inside_the_root_are_opened(root: Path, monkeypatch: pytest.Monkey
      "{top}/outside/secret.png", "{top}/outside/gone.png", "{top}/pictures2/c.png", "file://{top}/outside/secret.png",
      "file:///%2e%2e/etc/passwd", "out.png", "gone.png", "out/secret.png", "out/gone.png", "loop",
      "loop/a.png", "device", "fifo", "sub", ".", "..", "/", "/etc/passwd", "/dev/zero",
-     "/dev/stdin", "~/a.png", "missing.png", "a.png/x", "nul\0.png", "a" * 300, "/proc/self/environ",
-     "{top}/pictures/../outside/secret.png", "//etc/passwd", "sub/../../outside/secret.png"],
+     "/dev/stdin", "~/a.png", "missing.png", "a.png/x", "nul\0.png", "a" * 300,
+     "/proc/self/environ", "{top}/pictures/../outside/secret.png", "//etc/passwd",
+     "sub/../../outside/secret.png"],
 )  # fmt: skip
 def test_files_outside_are_refused_as_if_they_were_not_there(root: Path, name: str) -> None:
     path = name.format(top=root.parent)

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.engine.options import SEED_LIMIT, CallOptions
-from mlx_qwenvl.errors import PromptError, QwenVLError
-from mlx_qwenvl.inputs.messages import ImagePart, Message
+from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.inputs.messages import Message
 
 from ..errors import RequestError, UnknownModel
+from ..media import MediaPolicy
 from ..settings import Settings
 
 MAX_STOPS = 16  # texts; OpenAI's own limit is 4
@@ -186,23 +187,7 @@ def admit(messages: list[Message], settings: Settings) -> tuple[Message, ...]:
     Raises:
         PromptError: Too many of something, or a picture from where none may come.
     """
-    if len(messages) > settings.max_messages:
-        raise PromptError(
-            f"{len(messages)} messages came, at most {settings.max_messages} pass", "messages"
-        )
-    pictures = [part for m in messages for part in m.parts if isinstance(part, ImagePart)]
-    if len(pictures) > settings.max_images:
-        raise PromptError(
-            f"{len(pictures)} pictures came, at most {settings.max_images} pass", "messages"
-        )
-    for part in pictures:
-        if not (isinstance(part.source, str) and part.source[:5].lower() == "data:"):
-            raise PromptError(
-                "pictures have to come inside the request, as data: URLs; "
-                "this server opens no addresses and no local files",
-                "messages",
-            )
-    return tuple(messages)
+    return MediaPolicy(settings).admit(messages)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.guard import guarded
+from server.guard import Guard
 from server.listen import uvicorn_config
 from server.settings import Settings
 
@@ -60,7 +60,7 @@ class Echo:
 def listening(app: ASGIApp, settings: Settings) -> Iterator[int]:
     """Serve an application behind the door; gives the port on 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn_config(guarded(app, settings), settings)
+        config = uvicorn_config(Guard(app, settings), settings)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

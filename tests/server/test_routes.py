@@ -1,0 +1,82 @@
+"""Every route that the application has is behind the door."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from mlx_qwenvl import QwenVL
+from server.app import create_app
+from server.engine import Engine
+from server.settings import Settings
+
+KEY = "a-key-of-the-operator"
+
+
+@pytest.fixture(scope="module")
+def app(tiny: QwenVL) -> Iterator[FastAPI]:
+    settings = Settings(api_keys=frozenset({KEY}))
+    with ThreadPoolExecutor(1) as pool:
+        yield create_app(Engine(tiny, pool, settings), settings)
+
+
+def paths(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Method and path of every route, those of included and mounted routers too."""
+    for route in routes:
+        below = getattr(route, "routes", None)
+        if below is not None:
+            yield from paths(below)
+        if (path := getattr(route, "path", None)) is not None:
+            for method in getattr(route, "methods", None) or {"GET"}:
+                yield method, re.sub(r"\{[^}]*\}", "x", path)
+
+
+def table(app: FastAPI) -> set[tuple[str, str]]:
+    listed = set(paths(app.routes))
+    for path, methods in app.openapi()["paths"].items():
+        listed |= {(method.upper(), re.sub(r"\{[^}]*\}", "x", path)) for method in methods}
+    return listed
+
+
+def test_no_route_answers_without_a_key_or_with_a_wrong_one(app: FastAPI) -> None:
+    listed = table(app)
+    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/health")} <= listed
+    wrong: list[dict[str, str]] = [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {KEY}"},
+        {"x-api-key": "wrong"},
+    ]
+    with TestClient(app) as client:
+        for method, path in sorted(listed | {("GET", "/nothing"), ("GET", "/docs")}):
+            for headers in wrong:
+                response: httpx2.Response = client.request(method, path, headers=headers)
+                assert response.status_code == 401, (method, path, headers)
+            for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
+                response = client.request(method, path, headers=headers)
+                assert response.status_code != 401, (method, path)
+
+
+def test_no_route_answers_to_another_host_or_origin(app: FastAPI) -> None:
+    key = {"authorization": f"Bearer {KEY}"}
+    with TestClient(app) as client:
+        for method, path in table(app):
+            response = client.request(method, path, headers=key | {"host": "evil.example"})
+            assert response.status_code == 421, (method, path)
+            for origin in ("https://evil.example", "null"):
+                response = client.request(method, path, headers=key | {"origin": origin})
+                assert response.status_code == 403, (method, path)
+
+
+def test_a_health_page_of_an_app_is_read_with_the_key_alone(app: FastAPI) -> None:
+    headers = {"origin": "app://obsidian.md", "access-control-request-method": "GET"}
+    with TestClient(app) as client:
+        assert client.options("/health", headers=headers).status_code == 200
+        assert client.get("/health", headers=headers).status_code == 401
