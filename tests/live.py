@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from mlx_qwenvl import load
 from server.app import create_app
 from server.engine import Engine
 from server.listen import uvicorn_config
+from server.logs import log_config
 from server.settings import Settings
 
 START_S = 60.0  # in which the model is loaded and the port answers, in seconds
@@ -41,6 +43,19 @@ class Live:
 
 
 @contextmanager
+def kept_loggers() -> Iterator[None]:
+    """Put the log back as it was: a server writes its own, to this test's stderr."""
+    names = ("uvicorn", "uvicorn.error", "uvicorn.access", *log_config(Settings())["loggers"])
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
+    try:
+        yield
+    finally:
+        for log, level, handlers, propagate in before:
+            log.level, log.handlers, log.propagate = level, handlers, propagate
+
+
+@contextmanager
 def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
     """Serve a model until the block ends.
 
@@ -48,7 +63,11 @@ def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
         settings: The operator's; its port is not used.
         model: Name or folder.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+    with (
+        kept_loggers(),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
         vlm = pool.submit(load, model, dtype="float32").result(START_S)
         engine = Engine(vlm, pool, settings)
         server = uvicorn.Server(uvicorn_config(create_app(engine, settings), settings))

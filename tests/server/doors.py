@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.guard import Guard
 from server.listen import uvicorn_config
 from server.settings import Settings
+from tests.live import kept_loggers
 
 
 class Echo:
@@ -59,7 +60,7 @@ class Echo:
 @contextmanager
 def listening(app: ASGIApp, settings: Settings) -> Iterator[int]:
     """Serve an application behind the door; gives the port on 127.0.0.1."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with kept_loggers(), socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn_config(Guard(app, settings), settings)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,9 +31,10 @@ def app(tiny: QwenVL) -> Iterator[FastAPI]:
 def paths(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """Method and path of every route, those of included and mounted routers too."""
     for route in routes:
-        below = getattr(route, "routes", None)
-        if below is not None:
-            yield from paths(below)
+        included = getattr(route, "original_router", route)  # FastAPI 0.16x includes by reference
+        for method, below in paths(getattr(included, "routes", None) or ()):
+            yield method, below
+            yield method, f"/v1{below}"
         if (path := getattr(route, "path", None)) is not None:
             for method in getattr(route, "methods", None) or {"GET"}:
                 yield method, re.sub(r"\{[^}]*\}", "x", path)
@@ -47,7 +49,8 @@ def table(app: FastAPI) -> set[tuple[str, str]]:
 
 def test_no_route_answers_without_a_key_or_with_a_wrong_one(app: FastAPI) -> None:
     listed = table(app)
-    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/health")} <= listed
+    assert {("POST", "/v1/chat/completions"), ("POST", "/chat/completions")} <= listed
+    assert {("GET", "/v1/models"), ("GET", "/health"), ("GET", "/openapi.json")} <= listed
     wrong: list[dict[str, str]] = [
         {},
         {"authorization": "Bearer wrong"},
@@ -80,3 +83,28 @@ def test_a_health_page_of_an_app_is_read_with_the_key_alone(app: FastAPI) -> Non
     with TestClient(app) as client:
         assert client.options("/health", headers=headers).status_code == 200
         assert client.get("/health", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "https://hub.example/owner/model", "owner/other-model",
+     "file:///etc/passwd", "demo\0", "a" * 100_000, "{{ 7 * 7 }}", "..%2f..%2fetc%2fpasswd"],
+    ids=lambda name: name[:20],
+)  # fmt: skip
+def test_no_model_name_leads_to_a_file_or_a_download(
+    app: FastAPI, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was opened")
+
+    headers = {"authorization": f"Bearer {KEY}"}
+    with TestClient(app, headers=headers) as client:
+        monkeypatch.setattr("mlx_qwenvl.weights.resolve.resolve_model", never)
+        monkeypatch.setattr("socket.getaddrinfo", never)
+        monkeypatch.setattr("builtins.open", never)
+        ask = {"model": name, "messages": "Hello", "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=ask).status_code in (200, 404)
+        if name.isprintable() and len(name) < 1000:
+            response = client.get("/v1/models/" + urllib.parse.quote(name, safe=""))
+            assert response.status_code == 404
+            assert "root:" not in response.text
