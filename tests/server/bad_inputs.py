@@ -9,11 +9,12 @@ from __future__ import annotations
 from tests.server.bad_faults import FAULTS
 from tests.server.bad_http import HTTP
 from tests.server.bad_media import MEDIA
+from tests.server.bad_options import OPTIONS
 from tests.server.bad_text import TEXT
 from tests.server.cases import Row
 
 NUMBERS = range(1, 146)
 
-TABLES: tuple[dict[int, Row], ...] = (MEDIA, TEXT, HTTP, FAULTS)
+TABLES: tuple[dict[int, Row], ...] = (MEDIA, TEXT, OPTIONS, HTTP, FAULTS)
 
 BAD_INPUTS: dict[int, Row] = {number: row for table in TABLES for number, row in table.items()}

@@ -25,7 +25,7 @@ LISTENER = {
     "messages": [{"role": "user", "content": "What can you see?"}],
     "max_tokens": LISTENER_TOKENS,
     "temperature": 0,
-    "logit_bias": {"151645": -100, "151643": -100},  # no end before that
+    "logit_bias": {"900": -100, "902": -100},  # the embedded model's ends
     "stream": True,
 }
 INTERNALS = re.compile(r"0x[0-9a-f]{4,}|Traceback|site-packages|\.py\b|line \d+, in ")
