@@ -1,0 +1,1 @@
+"""Clients that nobody here wrote, over loopback against a server with the embedded model."""
