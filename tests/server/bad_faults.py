@@ -1,7 +1,50 @@
-"""Bad inputs 128-143: what goes wrong around a request."""
+"""Bad inputs 128-143: what goes wrong around a request, each held by a test of its own."""
 
 from __future__ import annotations
 
-from tests.server.cases import Row
+from tests.server.cases import Elsewhere, NotHere, Row
 
-FAULTS: dict[int, Row] = {}
+CONVERT = "tests/test_convert_faults.py::test_"
+WEIGHTS = "tests/test_weights.py::test_"
+HUB = "tests/test_hub.py::test_"
+DISK = "tests/test_disk_cache.py::test_"
+
+FAULTS: dict[int, Row] = {
+    135: (
+        Elsewhere(f"{CONVERT}a_disk_that_becomes_full_is_told_and_resumed_when_there_is_room"),
+        Elsewhere(f"{CONVERT}a_disk_without_room_is_told_before_anything_is_written"),
+        Elsewhere(f"{DISK}a_full_disk_costs_one_warning_and_no_answer"),
+    ),
+    136: (
+        Elsewhere(f"{WEIGHTS}a_file_cut_at_any_place_is_told_with_its_size"),
+        Elsewhere(f"{WEIGHTS}a_lying_header_is_told"),
+        Elsewhere(f"{WEIGHTS}a_missing_shard_is_named"),
+        Elsewhere("tests/test_info.py::test_one_flipped_bit_is_found_and_both_digests_are_told"),
+        Elsewhere(f"{CONVERT}numbers_that_are_none_are_named_and_pass_if_they_must"),
+        Elsewhere("tests/kernels/test_sample.py::test_an_answer_from_nan_ends_in_an_error"),
+    ),
+    137: (
+        Elsewhere("tests/test_config.py::test_a_wrong_value_is_told_with_what_was_expected"),
+        Elsewhere("tests/test_config.py::test_a_file_that_is_no_configuration_is_one_line"),
+        NotHere(
+            "no code of a checkpoint is ever run: auto_map is not read, and there is no switch"
+        ),
+        Elsewhere(f"{WEIGHTS}pickled_weights_are_not_opened"),
+    ),
+    138: (
+        Elsewhere(f"{HUB}cut_connection_is_resumed_where_it_broke"),
+        Elsewhere(f"{HUB}interruption_ends_a_download_and_leaves_nothing_half_done"),
+    ),
+    139: (
+        Elsewhere(f"{CONVERT}a_second_converter_is_told_and_the_first_one_finishes"),
+        Elsewhere(f"{DISK}two_processes_at_once_read_nothing_wrong_and_keep_the_bound"),
+    ),
+    140: (
+        Elsewhere(f"{CONVERT}a_read_only_place_is_one_line"),
+        Elsewhere("tests/test_choice.py::test_read_only_folder_is_one_line"),
+    ),
+    141: (
+        Elsewhere(f"{HUB}offline_uses_the_copy_and_says_when_there_is_none"),
+        Elsewhere(f"{HUB}unreachable_hub_is_one_line"),
+    ),
+}
