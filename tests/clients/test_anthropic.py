@@ -23,6 +23,8 @@ LOOK = {
         "additionalProperties": False,
     },
 }
+# The SDK has no argument for a temperature any more.
+ASKED = {"model": "claude-opus-4", "max_tokens": 64, "extra_body": {"temperature": 0}}
 
 
 @pytest.fixture
@@ -39,8 +41,7 @@ def about(name: str) -> list[dict[str, Any]]:
 
 
 def ask(client: Any, messages: list[dict[str, Any]], **fields: Any) -> Any:
-    asked = {"model": "claude-opus-4", "max_tokens": 64, "temperature": 0, "messages": messages}
-    return client.messages.create(**(asked | fields))
+    return client.messages.create(**(ASKED | {"messages": messages} | fields))
 
 
 def test_a_message_is_answered(client: Any, live: Live) -> None:
@@ -58,9 +59,7 @@ def test_a_picture_is_seen(client: Any) -> None:
 
 
 def test_a_stream_is_put_together_by_the_sdk(client: Any) -> None:
-    with client.messages.stream(
-        model="x", max_tokens=64, temperature=0, messages=about("shapes.png")
-    ) as stream:
+    with client.messages.stream(**ASKED, messages=about("shapes.png")) as stream:
         pieces = list(stream.text_stream)
         final = stream.get_final_message()
     assert "".join(pieces) == final.content[0].text == SHOWN["shapes.png"]
@@ -100,7 +99,7 @@ def test_a_tool_is_called_and_its_result_taken(client: Any, choice: dict[str, st
     (call,) = [block for block in reply.content if block.type == "tool_use"]
     assert call.name == "look" and call.input["where"] in ("left", "right")
     with client.messages.stream(
-        model="x", max_tokens=200, temperature=0, messages=asked, tools=[LOOK], tool_choice=choice
+        **(ASKED | {"max_tokens": 200}), messages=asked, tools=[LOOK], tool_choice=choice
     ) as stream:
         assert stream.get_final_message().content[-1].input == call.input
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "A red circle."}
@@ -114,7 +113,7 @@ def test_a_tool_is_called_and_its_result_taken(client: Any, choice: dict[str, st
 
 def test_errors_are_those_of_the_sdk(client: Any, locked: Live) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
-        ask(client, said(GREETING), temperature=9)
+        ask(client, said(GREETING), extra_body={"temperature": 900})
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
     with anthropic.Anthropic(base_url=locked.url, api_key="wrong") as stranger:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.clients.asking import GREETED, GREETING, SHOWN, data_url, said, seen
+from tests.clients.asking import GREETED, GREETING, SHOWN, data_url, foreign, said, seen
 from tests.live import Live
 
-# What LiteLLM does with Pydantic and with event loops is not ours.
+# LiteLLM imports much of itself with the first question, and Pydantic has remarks on it.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Items? .* using the `ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 @pytest.fixture(scope="module")
 def litellm() -> Iterator[Any]:
     """The library, imported without its look for a price list on the network."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        patch.setenv("LITELLM_TELEMETRY", "False")
-        library = pytest.importorskip("litellm", reason="pip install '.[clients]'")
-        patch.setattr(library, "telemetry", False)
-        yield library
+        yield foreign("litellm")
 
 
 def ask(litellm: Any, live: Live, provider: str, messages: list[Any], **fields: Any) -> Any:

@@ -111,7 +111,7 @@ TEXT: dict[int, Row] = {
         message("parts that are null", "content", role="user", content=[None]),
         message("a part without a type", "", role="user", content=[{}]),
         message("text that is a list", "text", role="user", content=[{"type": "text", "text": []}]),
-        message("empty text", "", 200, role="user", content=[{"type": "text", "text": ""}]),
+        message("empty text", "", (200, 400), role="user", content=[{"type": "text", "text": ""}]),
         message("a picture without a source", "", role="user", content=[{"type": "image_url"}]),
         message(
             "a source that is null",

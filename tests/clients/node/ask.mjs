@@ -71,7 +71,7 @@ heard.models = [];
 for await (const model of client.models.list()) heard.models.push(model.id);
 
 try {
-  await client.chat.completions.create({ ...asked, temperature: 3 });
+  await client.chat.completions.create({ ...asked, temperature: 300 });
 } catch (error) {
   heard.error = { kind: error.constructor.name, status: error.status, param: error.param };
 }
