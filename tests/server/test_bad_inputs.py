@@ -28,6 +28,7 @@ LISTENER = {
     "logit_bias": {"900": -100, "902": -100},  # the embedded model's ends
     "stream": True,
 }
+STALL_S = 3.0  # longest silence that somebody else's request may cause, in seconds
 INTERNALS = re.compile(r"0x[0-9a-f]{4,}|Traceback|site-packages|\.py\b|line \d+, in ")
 FOLDERS = [str(ROOT), *(str(home) for home in [Path.home()] if len(home.parts) > 1)]
 
@@ -58,9 +59,13 @@ class Listener:
 
     def _hear(self) -> str:
         text = ""
+        last = time.monotonic()
         with self._client.stream("POST", CHAT, json=LISTENER) as response:
             assert response.status_code == 200
             for line in response.iter_lines():
+                now = time.monotonic()
+                assert now - last < STALL_S, f"nothing came for {now - last:.1f} s"
+                last = now
                 if line.startswith("data: {"):
                     event = json.loads(line.removeprefix("data: "))
                     for choice in event.get("choices", [{"delta": {"content": line}}]):

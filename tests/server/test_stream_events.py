@@ -1,4 +1,6 @@
-"""Every event of every stream, held against the types of the SDKs, which are the specifications'.
+"""Every event of every stream, and whole answers, held against the types of the SDKs.
+
+Those types are made of the specifications.
 
 The lines are read here and not by an SDK: an SDK passes over what it does not expect.
 """
@@ -27,6 +29,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "side", "schema": TOOL}
 OURS = {
     "ChatCompletionChunk": {"timings"},
     "Completion": {"timings"},
+    "ChatCompletion": {"timings"},
     "CompletionUsage": {
         *("avg_tok_per_sec", "avg_prompt_tok_per_sec", "avg_compl_tok_per_sec"),
         *("total_time_sec", "total_prompt_time_sec", "total_completion_time_sec"),
@@ -84,18 +87,28 @@ def _only_known(value: Any) -> None:
             _only_known(item)
 
 
+def whole(live: Live, path: str, body: dict[str, Any]) -> str:
+    response = httpx2.post(live.url + path, json=body, timeout=60, trust_env=False)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].split(";")[0] == "application/json"
+    return response.text
+
+
+CHAT_FIELDS: list[dict[str, Any]] = [
+    {},
+    {"stream_options": {"include_usage": True}},
+    {"logprobs": True, "top_logprobs": 2},
+    {"n": 2, "temperature": 1, "seed": 3},
+    {"max_tokens": 1},
+    {"stop": "red"},
+    {"response_format": SCHEMA},
+    {"tools": [CHAT_TOOL], "tool_choice": "required"},
+]
+
+
 @pytest.mark.parametrize(
     "fields",
-    [
-        {},
-        {"stream_options": {"include_usage": True}},
-        {"logprobs": True, "top_logprobs": 2},
-        {"n": 2, "temperature": 1, "seed": 3},
-        {"max_tokens": 1},
-        {"stop": "red"},
-        {"response_format": SCHEMA},
-        {"tools": [CHAT_TOOL], "tool_choice": "required"},
-    ],
+    CHAT_FIELDS,
     ids=lambda fields: ",".join(fields) or "plain",
 )
 def test_chunks_of_a_chat_are_chat_completion_chunks(live: Live, fields: dict[str, Any]) -> None:
@@ -166,3 +179,35 @@ def test_events_of_a_message_are_message_stream_events(live: Live, tools: bool) 
         kinds.append(name)
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [fields for fields in CHAT_FIELDS if "stream_options" not in fields],
+    ids=lambda fields: ",".join(fields) or "plain",
+)
+def test_a_whole_chat_answer_is_a_chat_completion(live: Live, fields: dict[str, Any]) -> None:
+    from openai.types.chat import ChatCompletion
+
+    asked = {"model": "x", "messages": seen(data_url("shapes.png")), "temperature": 0}
+    body = asked | {"max_tokens": 60} | fields
+    completion = held(ChatCompletion, whole(live, "/v1/chat/completions", body))
+    assert [choice.index for choice in completion.choices] == list(range(fields.get("n", 1)))
+
+
+def test_other_whole_answers_are_of_their_types(live: Live) -> None:
+    from anthropic.types import Message, MessageTokensCount
+    from openai.types import Completion, Model
+    from openai.types.responses import Response
+
+    common = {"model": "x", "temperature": 0}
+    told = {"messages": said("Look!"), "max_tokens": 8}
+    held(
+        Completion,
+        whole(live, "/v1/completions", common | {"prompt": "The image", "max_tokens": 8}),
+    )
+    held(Response, whole(live, "/v1/responses", common | {"input": "Look!"}))
+    held(Message, whole(live, "/v1/messages", common | told))
+    held(MessageTokensCount, whole(live, "/v1/messages/count_tokens", {"model": "x"} | told))
+    (model,) = httpx2.get(f"{live.v1}/models", trust_env=False).json()["data"]
+    held(Model, json.dumps(model))
