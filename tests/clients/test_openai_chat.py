@@ -257,7 +257,7 @@ def test_what_a_tool_said_is_taken_into_account_without_harm(client: Any) -> Non
         "type": "function",
         "function": {"name": "get_weather", "arguments": '{"city": "Paris", "days": 1}'},
     }
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "What is the weather in Paris?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
@@ -270,7 +270,7 @@ def test_what_a_tool_said_is_taken_into_account_without_harm(client: Any) -> Non
 
 
 def test_roles_and_forms_that_apps_send_are_taken(client: Any) -> None:
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "developer", "content": [{"type": "text", "text": "You are short."}]},
         {"role": "system", "content": "You are polite."},
         {

@@ -15,7 +15,7 @@ EITHER = (200, 400)
 DISTINCT = 40  # schemas that are sent one after another
 
 
-def option(name: str, status: int | tuple[int, ...] = 400, **fields: Any) -> Case:
+def option(name: str, status: int | tuple[int, ...] = 400, /, **fields: Any) -> Case:
     """A field of an odd value; an error names the first of them."""
     return posted(name, ask(**fields), status, says=next(iter(fields)))
 
@@ -93,8 +93,8 @@ TREE = {
 OPTIONS: dict[int, Row] = {
     94: (
         *(spelled(field, value) for field in REALS for value in ("NaN", "Infinity", "-Infinity")),
-        *(option(f"{field} 1e308", **{field: 1e308}) for field in REALS),
-        *(option(f"{field} that is text", **{field: "warm"}) for field in REALS),
+        *(option(f"{field} 1e308", 400, **{field: 1e308}) for field in REALS),
+        *(option(f"{field} that is text", 400, **{field: "warm"}) for field in REALS),
         option("a temperature below 0", temperature=-0.1),
         option("top_p below 0", top_p=-0.1),
         option("top_p above 1", top_p=1.1),
