@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +26,15 @@ def a_client_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the person's accounts takes part."""
     for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """Libraries leave connections to the collector; it is not a later test that is told so."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

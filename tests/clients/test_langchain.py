@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
@@ -11,6 +12,7 @@ from tests.clients.asking import GREETED, GREETING, SHOWN, data_url, foreign, se
 from tests.live import Live
 
 langchain_openai = foreign("langchain_openai")
+openai = foreign("openai")
 
 # LangChain's own uses of what Python and Pydantic deprecate.
 pytestmark = [
@@ -20,13 +22,22 @@ pytestmark = [
 
 
 @pytest.fixture
-def model(live: Live) -> Any:
-    return chat_model(live)
+def make(live: Live) -> Iterator[Callable[..., Any]]:
+    """Makes models that share one connection."""
+    with openai.DefaultHttpxClient(trust_env=False) as connection:
+
+        def made(**fields: Any) -> Any:
+            settings = {"model": "demo", "temperature": 0, "max_tokens": 100} | fields
+            return langchain_openai.ChatOpenAI(
+                base_url=live.v1, api_key="EMPTY", http_client=connection, **settings
+            )
+
+        yield made
 
 
-def chat_model(live: Live, **fields: Any) -> Any:
-    settings = {"model": "demo", "temperature": 0, "max_tokens": 100} | fields
-    return langchain_openai.ChatOpenAI(base_url=live.v1, api_key="EMPTY", **settings)
+@pytest.fixture
+def model(make: Callable[..., Any]) -> Any:
+    return make()
 
 
 def test_a_question_is_answered_and_its_tokens_are_known(model: Any) -> None:
@@ -35,8 +46,8 @@ def test_a_question_is_answered_and_its_tokens_are_known(model: Any) -> None:
     assert reply.usage_metadata["total_tokens"] > reply.usage_metadata["output_tokens"] > 1
 
 
-def test_its_limit_of_tokens_is_not_lost_under_another_name(live: Live) -> None:
-    reply = chat_model(live, max_tokens=2).invoke(GREETING)
+def test_its_limit_of_tokens_is_not_lost_under_another_name(make: Callable[..., Any]) -> None:
+    reply = make(max_tokens=2).invoke(GREETING)
     assert reply.response_metadata["finish_reason"] == "length"
     assert reply.usage_metadata["output_tokens"] == 2
 
@@ -46,8 +57,8 @@ def test_a_picture_is_seen(model: Any) -> None:
 
 
 @pytest.mark.parametrize("usage", [False, True])
-def test_a_stream_says_the_same(live: Live, usage: bool) -> None:
-    model = chat_model(live, stream_usage=usage)
+def test_a_stream_says_the_same(make: Callable[..., Any], usage: bool) -> None:
+    model = make(stream_usage=usage)
     pieces = list(model.stream(seen(data_url("shapes.png"))))
     assert "".join(piece.content for piece in pieces) == SHOWN["shapes.png"]
     assert len(pieces) > 3

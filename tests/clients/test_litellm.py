@@ -14,6 +14,7 @@ from tests.live import Live
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Items? .* using the `ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*:DeprecationWarning"),
 ]
 
 
@@ -22,7 +23,9 @@ def litellm() -> Iterator[Any]:
     """The library, imported without its look for a price list on the network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        yield foreign("litellm")
+        library = foreign("litellm")
+        yield library
+        library.in_memory_llm_clients_cache.flush_cache()
 
 
 def ask(litellm: Any, live: Live, provider: str, messages: list[Any], **fields: Any) -> Any:

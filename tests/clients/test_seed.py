@@ -72,6 +72,7 @@ def module_as_it_was() -> Iterator[None]:
     """The snippet configures the module; nobody after it is to meet that."""
     before = openai.api_key, openai.base_url
     yield
+    openai._load_client().close()
     openai.api_key, openai.base_url = before
     openai._reset_client()
 
