@@ -169,6 +169,8 @@ def test_path_objects_are_opened_where_text_may_not_name_files(tmp_path: Path) -
         ("data:image/png;base64,", "the data: URL: is empty"),
         ("data:,", "the data: URL: is empty"),
         ("data:,hello", "the data: URL: looks like text"),
+        ("data:,\ud800", "the data: URL: looks like"),
+        ("data:;base64,\ud800", "no valid base64"),
         (f"data:image/png;base64,{BASE64[:-4]}=AAA", "no valid base64"),
         (f"data:image/png;base64,{BASE64}====", "no valid base64"),
         ("data:image/png;base64,A", "no valid base64"),

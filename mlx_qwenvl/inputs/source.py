@@ -167,7 +167,8 @@ def _read_data_url(url: str, limits: MediaLimits) -> bytes:
     if not comma:
         raise MediaError("the data: URL has no comma; expected data:image/png;base64,...")
     if not header.rstrip().lower().endswith(";base64"):
-        return unquote_to_bytes(payload)
+        # JSON can hold half of a surrogate pair, which is no UTF-8 and no picture either.
+        return unquote_to_bytes(payload.encode("utf-8", "surrogatepass"))
     data = _from_base64(unquote(payload), limits)
     if data is None:
         raise MediaError(f"the data: URL holds {len(payload)} characters that are no valid base64")
