@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from fastapi.testclient import TestClient
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.engine.reply import TokenLogprob
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart
-from server.schemas.chat import REFUSED
+from server.schemas.chat import REFUSED, ChatRequest
 from server.settings import Settings
 from tests.server.conftest import PICTURE, Script, body, data_url, ends, events, says
 
@@ -576,3 +577,8 @@ def test_an_unknown_model_is_a_404_where_names_are_strict(script: Script) -> Non
     assert response.json()["error"]["param"] == "model"
     for name in (engine.name, "default", None):
         assert client.post(CHAT, json=body(model=name)).status_code == 200
+
+
+def test_every_field_that_is_known_is_in_the_documentation() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    assert not [name for name in (*REFUSED, *ChatRequest.model_fields) if f"`{name}`" not in told]
