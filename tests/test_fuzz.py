@@ -9,6 +9,7 @@ import random
 import signal
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ INPUTS = {"pictures": 4000, "texts": 3000, "messages": 2000, "app": 500}
 CORPUS = Path(__file__).parent / "fuzz_corpus"
 GOOD = {"pictures": "picture", "texts": "picture", "messages": "messages", "app": "200"}
 BAD = {"pictures": "MediaError", "texts": "MediaError", "messages": "PromptError", "app": "400"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    for name in SHARES:
+        target_of(name).close()
 
 
 @pytest.mark.parametrize("name", SHARES)

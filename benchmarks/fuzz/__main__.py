@@ -76,7 +76,9 @@ def _be_a_job(name: str, seed: int, seconds: float, folder: Path) -> None:
         os.ftruncate(last, 0)
         os.pwrite(last, data, 0)
 
-    found = fuzz(target_of(name), seed, lambda _: time.monotonic() > end, Coverage(CODE), note)
+    target = target_of(name)
+    found = fuzz(target, seed, lambda _: time.monotonic() > end, Coverage(CODE), note)
+    target.close()
     told: dict[str, Any] = asdict(found)
     told["faults"] = {fault: data.hex() for fault, data in found.faults.items()}
     (folder / "found.json").write_text(json.dumps(told), encoding="utf-8")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.fuzz import bodies
 from benchmarks.fuzz.target import Broken, Target, told_too_much
 from mlx_qwenvl import load
+
+# isort: split
+import mlx.core as mx
+
 from server.app import create_app
 from server.engine import Engine
 from server.settings import Settings
@@ -29,15 +32,24 @@ STATUSES = frozenset({200, 400, 404, 413, 415, 422})  # what a single polite cli
 
 
 class App:
-    """The application, its engine and a loop to run them in; made when it is first asked."""
+    """The application, its engine and a loop to run them in."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        vlm = pool.submit(load, "demo").result()
-        self._app: Any = create_app(Engine(vlm, pool, SETTINGS), SETTINGS)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        vlm = self._pool.submit(load, "demo").result()
+        self._app: Any = create_app(Engine(vlm, self._pool, SETTINGS), SETTINGS)
         self._logged: list[str] = []
-        logging.getLogger().addHandler(_Ear(self._logged))
+        self._ear = _Ear(self._logged)
+        logging.getLogger().addHandler(self._ear)
+
+    def close(self) -> None:
+        """End the engine's thread and the loop."""
+        logging.getLogger().removeHandler(self._ear)
+        # A thread that ends with streams of its own may take the process down when that exits.
+        self._pool.submit(mx.clear_streams).result()
+        self._pool.shutdown()
+        self._loop.close()
 
     def run(self, data: bytes) -> str:
         """Ask, and hold the answer to what every answer has to be."""
@@ -140,15 +152,21 @@ def _check_stream(said: bytes, data: bytes) -> str:
     return "error" if failed else "whole"
 
 
-def _once() -> Callable[[bytes], str]:
-    made: list[App] = []
+class _WhenAsked:
+    """An application that is made when it is first asked: loading a model takes a while."""
 
-    def run(data: bytes) -> str:
-        if not made:
-            made.append(App())
-        return made[0].run(data)
+    def __init__(self) -> None:
+        self._made: App | None = None
 
-    return run
+    def run(self, data: bytes) -> str:
+        self._made = self._made or App()
+        return self._made.run(data)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+            self._made = None
 
 
-APP = Target("app", bodies.seeds, bodies.mutate, _once(), most_s=20.0)
+_APP = _WhenAsked()
+APP = Target("app", bodies.seeds, bodies.mutate, _APP.run, most_s=20.0, close=_APP.close)

@@ -47,6 +47,7 @@ class Target:
         run: Takes an input and tells the kind of outcome in a word or two.
         most_s: Seconds that an input may take.
         most_bytes: Memory that an input may take, as the process's peak tells.
+        close: Lets go of what `run` has made for itself.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Target:
     run: Callable[[bytes], str]
     most_s: float = 5.0
     most_bytes: int = 128 * 2**20
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
