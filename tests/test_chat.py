@@ -30,9 +30,9 @@ def counting(vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     """Count pictures through the tower and tokens through each call of the decoder."""
     work = Work()
     tower, decoder = type(vlm.model.visual), type(vlm.model.model)
-    run_tower, run_decoder = tower.__call__, decoder.__call__
+    run_tower, run_decoder = tower.begin, decoder.__call__
 
-    def count_tower(self: Any, patches: mx.array, grid: tuple[int, int, int]) -> mx.array:
+    def count_tower(self: Any, patches: mx.array, grid: tuple[int, int, int]) -> Any:
         work.pictures += patches.shape[0]
         return run_tower(self, patches, grid)
 
@@ -41,7 +41,7 @@ def counting(vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
         return run_decoder(self, embeddings, cache)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tower, "__call__", count_tower)
+        patched.setattr(tower, "begin", count_tower)
         patched.setattr(decoder, "__call__", count_decoder)
         yield work
 

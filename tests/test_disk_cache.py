@@ -43,13 +43,13 @@ def opened(tiny_folder: Path, folder: Path | bool | None, **options: Any) -> Qwe
 def tower_runs(tiny: QwenVL, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each run of any model's vision tower."""
     runs: list[int] = []
-    tower = type(tiny.model.visual).__call__
+    tower = type(tiny.model.visual).begin
 
-    def counted(this: Any, patches: mx.array, grid: Any) -> mx.array:
+    def counted(this: Any, patches: mx.array, grid: Any) -> Any:
         runs.append(patches.shape[0])
         return tower(this, patches, grid)
 
-    monkeypatch.setattr(type(tiny.model.visual), "__call__", counted)
+    monkeypatch.setattr(type(tiny.model.visual), "begin", counted)
     return runs
 
 

@@ -109,13 +109,13 @@ def test_a_picture_given_twice_is_encoded_once(
     built = prompt(tiny, user_message("Same?", [SMALL, WIDE, SMALL]))
     batches: list[int] = []
     tower = type(tiny.model.visual)
-    original = tower.__call__
+    original = tower.begin
 
-    def counted(self: Any, patches: mx.array, grid: tuple[int, int, int]) -> mx.array:
+    def counted(self: Any, patches: mx.array, grid: tuple[int, int, int]) -> Any:
         batches.append(patches.shape[0])
         return original(self, patches, grid)
 
-    monkeypatch.setattr(tower, "__call__", counted)
+    monkeypatch.setattr(tower, "begin", counted)
     encode_images(tiny.model, [slot.image for slot in built.slots])
     assert batches == [1, 1]
 

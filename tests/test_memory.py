@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl import MemoryExceeded, OptionError, QwenVL, load
-from mlx_qwenvl.engine import fit, prefill
+from mlx_qwenvl.engine import fit, looking
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import encode_images
 from mlx_qwenvl.engine.stores import Stores
@@ -35,7 +35,7 @@ def large(seed: int, side: int = 24) -> ImagePatches:
 def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
     tiny: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefill, "VISION_BATCH", 24 * 24)
+    monkeypatch.setattr(looking, "VISION_BATCH", 24 * 24)
     features: dict[bytes, mx.array] = {}
 
     def peak(count: int) -> int:
@@ -74,7 +74,7 @@ def test_a_photo_that_does_not_fit_is_refused_with_pixels_that_would(
         raise AssertionError("the tower was run")
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(tiny.model.visual), "__call__", nothing)
+        patched.setattr(type(tiny.model.visual), "begin", nothing)
         with pytest.raises(
             MemoryExceeded, match=r"needs about .* are there; lower max_pix"
         ) as told:

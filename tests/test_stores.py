@@ -31,9 +31,9 @@ class Work:
 
     def __init__(self, vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tower_runs = self.rows = 0
-        tower, decoder = type(vlm.model.visual).__call__, type(vlm.model.model).__call__
+        tower, decoder = type(vlm.model.visual).begin, type(vlm.model.model).__call__
 
-        def look(this: Any, patches: mx.array, grid: Any) -> mx.array:
+        def look(this: Any, patches: mx.array, grid: Any) -> Any:
             self.tower_runs += 1
             return tower(this, patches, grid)
 
@@ -41,7 +41,7 @@ class Work:
             self.rows += embeddings.shape[1]
             return decoder(this, embeddings, cache)
 
-        monkeypatch.setattr(type(vlm.model.visual), "__call__", look)
+        monkeypatch.setattr(type(vlm.model.visual), "begin", look)
         monkeypatch.setattr(type(vlm.model.model), "__call__", decode)
 
 

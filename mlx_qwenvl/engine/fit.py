@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwenvl.engine.looking import VISION_BATCH
 from mlx_qwenvl.engine.options import Options
-from mlx_qwenvl.engine.prefill import VISION_BATCH
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.errors import ContextError, MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
@@ -29,6 +29,7 @@ from mlx_qwenvl.weights.pad import mlp_padding, on_metal
 
 SWITCH = "MLX_QWENVL_MEMORY_LIMIT"
 MEMINFO = Path("/proc/meminfo")
+SLOT_COPIES = 2  # keys and values of one answer that a slot has room for, at most
 
 
 def memory_limit() -> int | None:
@@ -93,7 +94,13 @@ def room_for_answer(config: Config, prompt: Prompt, options: Options) -> int:
 
 
 def check_answer(
-    model: Qwen2VL, prompt: Prompt, options: Options, stores: Stores, kept: Stores
+    model: Qwen2VL,
+    prompt: Prompt,
+    options: Options,
+    stores: Stores,
+    kept: Stores,
+    *,
+    is_shared: bool = False,
 ) -> None:
     """Refuse a question whose prompt and first answer tokens do not fit.
 
@@ -105,16 +112,38 @@ def check_answer(
         options: The call's.
         stores: Those that the answer will use.
         kept: Those that may make room.
+        is_shared: Whether others run beside it, so that its keys and values are copied to theirs.
 
     Raises:
         MemoryExceeded: It does not fit.
     """
     limit = memory_limit()
     most = memory_here() if limit is None else limit
-    question = _Question.of(model, prompt, options, stores)
+    copies = SLOT_COPIES if is_shared else 0
+    question = _Question.of(model, prompt, options, stores, copies=copies)
     lacking = question.peak() - most
     if lacking > 0 and kept.make_room(lacking):
-        question = _Question.of(model, prompt, options, stores)
+        question = _Question.of(model, prompt, options, stores, copies=copies)
+    _refuse_beyond(question, limit)
+
+
+def check_ever(model: Qwen2VL, prompt: Prompt, options: Options, free: int) -> None:
+    """Refuse a question that would not fit with nothing else running.
+
+    Args:
+        model: The model, loaded.
+        prompt: The whole conversation.
+        options: The call's.
+        free: Bytes held now that would be free then.
+
+    Raises:
+        MemoryExceeded: It would not fit.
+    """
+    nothing = Stores.of(model, 0, 0)
+    _refuse_beyond(_Question.of(model, prompt, options, nothing, free=free), memory_limit())
+
+
+def _refuse_beyond(question: _Question, limit: int | None) -> None:
     needed = question.peak()
     if limit is None or needed <= limit:
         return
@@ -141,6 +170,8 @@ class _Question:
         options: The call's.
         new: Patches of each picture that the vision tower has to look at.
         in_place: Bytes of kept keys and values that the answer goes on from.
+        free: Bytes held now that count as free.
+        copies: How many times its keys and values are held beside its own cache.
     """
 
     model: Qwen2VL
@@ -148,9 +179,20 @@ class _Question:
     options: Options
     new: tuple[int, ...]
     in_place: int
+    free: int = 0
+    copies: int = 0
 
     @classmethod
-    def of(cls, model: Qwen2VL, prompt: Prompt, options: Options, stores: Stores) -> _Question:
+    def of(
+        cls,
+        model: Qwen2VL,
+        prompt: Prompt,
+        options: Options,
+        stores: Stores,
+        *,
+        free: int = 0,
+        copies: int = 0,
+    ) -> _Question:
         """A question as it stands before anything of it is computed."""
         kv = options.kv.for_heads(model.config.text.head_dim)
         known, in_place = stores.prefixes.known(prompt, kv)
@@ -158,7 +200,7 @@ class _Question:
         images = {slot.image.digest: slot.image for slot in ahead}
         seen = {digest for digest in images if stores.features.get(digest) is not None}
         new = [i.patches.shape[0] for digest, i in images.items() if digest not in seen]
-        return cls(model, prompt, options, tuple(new), in_place)
+        return cls(model, prompt, options, tuple(new), in_place, free, copies)
 
     @property
     def largest(self) -> int:
@@ -190,8 +232,8 @@ class _Question:
         )
         # Features, and token vectors before and after they take their slots.
         vectors = (pictures + 2 * tokens) * config.text.hidden_size * backend.float_bytes
-        held = mx.get_active_memory() - min(self.in_place, needed.kv_cache)
-        return held + needed.total + vectors
+        held = mx.get_active_memory() - self.free - min(self.in_place, needed.kv_cache)
+        return held + needed.total + vectors + self.copies * needed.kv_cache
 
 
 def _advice(question: _Question, limit: int) -> str:

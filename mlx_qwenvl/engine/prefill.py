@@ -1,27 +1,26 @@
-"""From a prompt to the logits of its first answer token.
+"""From a prompt to the logits of its first answer token, slice by slice.
 
-Only what the conversation does not hold yet is computed, in steps that bound memory.
+Only what the conversation does not hold yet is computed, in slices that bound memory and, where
+others wait, time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.feature_store import FeatureStore
+from mlx_qwenvl.engine.looking import look
+from mlx_qwenvl.engine.options import PREFILL_STEP
+from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.rope import prompt_positions
-
-VISION_BATCH = 4096  # patches of small pictures encoded at once: fewer than one of a megapixel has
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,150 @@ class Prefilled:
         logits: [1, L', V]: of the last token, or of every computed one where asked for.
         cached_tokens: Prompt tokens that were in the conversation already.
         vision_s: Seconds in the vision tower.
+        text_s: Seconds in the decoder, until `ready`.
+        ready: When the last slice was under way, in `time.perf_counter` seconds.
     """
 
     logits: mx.array
     cached_tokens: int
     vision_s: float
+    text_s: float
+    ready: float
+
+
+class Filling:
+    """A prompt while it is computed.
+
+    Args:
+        model: The model.
+        conversation: Holds the conversation so far, and the whole prompt afterwards.
+        prompt: The whole conversation.
+        step: Tokens computed at once at most.
+        slices: Say how much is computed at once.
+        store: Features of pictures seen before, which receives the new ones; None where all are
+            to be computed.
+        on_prefill: Called with tokens done and tokens in all, after every slice of tokens.
+        all_logits: Give the logits of every computed token instead of the last one's.
+
+    Attributes:
+        done: Prompt tokens that are computed or under way.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2VL,
+        conversation: Conversation,
+        prompt: Prompt,
+        *,
+        step: int,
+        slices: Slices,
+        store: FeatureStore | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+        all_logits: bool = False,
+    ) -> None:
+        self._model, self._conversation, self._prompt = model, conversation, prompt
+        self._step, self._slices = step, slices
+        self._store = store or FeatureStore(0)
+        self._on_prefill = on_prefill
+        self._all_logits = all_logits
+        self._cached = conversation.begin(prompt)
+        self._steps = self._run()
+        self._vision_s = self._text_s = 0.0
+        self._is_looking = True
+        self.done = self._cached
+        positions, rope_delta = prompt_positions(
+            prompt.token_ids.size,
+            [(slot.start, slot.image.grid_thw) for slot in prompt.slots],
+            model.config.vision.spatial_merge_size,
+        )
+        conversation.positions.expect(positions, rope_delta, start=0)
+
+    def advance(self) -> Prefilled | None:
+        """Begin the next slice, and give what is left behind once it is the last."""
+        begin = time.perf_counter()
+        logits = next(self._steps)
+        spent = time.perf_counter() - begin
+        if self._is_looking:
+            self._vision_s += spent
+        else:
+            self._text_s += spent
+        if logits is None:
+            return None
+        self.close()
+        return Prefilled(logits, self._cached, self._vision_s, self._text_s, begin + spent)
+
+    def close(self) -> None:
+        """Let go of what was made on the way."""
+        self._steps.close()
+
+    def _run(self) -> Generator[mx.array | None, None, None]:
+        """Slices as they are under way; the logits come with the last."""
+        model, token_ids, cached = self._model, self._prompt.token_ids, self._cached
+        waiting = [slot for slot in self._prompt.slots if _end(slot) > cached]
+        features = yield from self._features(waiting)
+        self._is_looking = False
+        embeddings = model.embed(mx.array(token_ids[cached:]), features)
+        outputs: list[mx.array] = []
+        before: _Slice | None = None
+        total, cleared = token_ids.size, cached
+        while self.done < total:
+            if before is not None and self._slices.shared:
+                before.settle(self._slices)
+                before = None
+            begin = self.done
+            end = min(begin + self._slices.tokens(self._step), total)
+            slice_ = embeddings[:, begin - cached : end - cached]
+            hidden = model.model(slice_, self._conversation.cache)
+            if self._all_logits:
+                outputs.append(model.logits(hidden))
+            elif end == total:
+                outputs.append(model.logits(hidden[:, -1:]))
+            # All layers' keys and values are on the way to these.
+            begun = _Slice([hidden[:, -1:], *outputs[-1:]], end - begin, self._slices.clock())
+            mx.async_eval(begun.arrays)
+            if before is not None:
+                # The device goes on with this slice while the host waits for the one before.
+                before.settle(self._slices)
+            before, self.done = begun, end
+            if end - cleared >= PREFILL_STEP:
+                mx.clear_cache()
+                cleared = end
+            if self._on_prefill is not None:
+                self._on_prefill(end, total)
+            if end < total:
+                yield None
+        yield outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
+
+    def _features(
+        self, slots: Sequence[ImageSlot]
+    ) -> Generator[None, None, list[tuple[int, mx.array]]]:
+        """Features for the slots behind the cached tokens, placed relative to the first."""
+        known = {slot.image.digest: self._store.get(slot.image.digest) for slot in slots}
+        encoded = {digest: features for digest, features in known.items() if features is not None}
+        missing = [slot.image for slot in slots if slot.image.digest not in encoded]
+        new = yield from look(self._model, missing, self._slices)
+        for digest, features in new.items():
+            self._store.put(digest, features)
+        encoded |= new
+        placed = []
+        for slot in slots:
+            hidden = max(0, self._cached - slot.start)  # slots of this picture that are cached
+            start = slot.start + hidden - self._cached
+            placed.append((start, encoded[slot.image.digest][hidden:]))
+        return placed
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Tokens under way."""
+
+    arrays: list[mx.array]
+    tokens: int
+    began: float
+
+    def settle(self, slices: Slices) -> None:
+        """Wait for them."""
+        slices.note_tokens(self.tokens, slices.wait(self.arrays, self.began))
 
 
 def prefill(
@@ -49,94 +187,32 @@ def prefill(
     on_prefill: Callable[[int, int], None] | None = None,
     all_logits: bool = False,
 ) -> Prefilled:
-    """Compute a prompt.
-
-    Args:
-        model: The model.
-        conversation: Holds the conversation so far, and the whole prompt afterwards.
-        prompt: The whole conversation.
-        step: Tokens computed at once.
-        store: Features of pictures seen before, which receives the new ones; None where all are
-            to be computed.
-        on_prefill: Called with tokens done and tokens in all, after every step.
-        all_logits: Give the logits of every computed token instead of the last one's.
-    """
-    total = prompt.token_ids.size
-    cached = conversation.begin(prompt)
-    merge = model.config.vision.spatial_merge_size
-    positions, rope_delta = prompt_positions(
-        total, [(slot.start, slot.image.grid_thw) for slot in prompt.slots], merge
+    """Compute a prompt where nobody waits; the arguments are those of `Filling`."""
+    filling = Filling(
+        model,
+        conversation,
+        prompt,
+        step=step,
+        slices=Slices(),
+        store=store,
+        on_prefill=on_prefill,
+        all_logits=all_logits,
     )
-    conversation.positions.expect(positions, rope_delta, start=0)
-
-    clock = time.perf_counter()
-    waiting = [slot for slot in prompt.slots if _end(slot) > cached]
-    features = _features(model, store or FeatureStore(0), waiting, cached)
-    vision_s = time.perf_counter() - clock
-    embeddings = model.embed(mx.array(prompt.token_ids[cached:]), features)
-
-    outputs: list[mx.array] = []
-    under_way: Any = []
-    for begin in range(cached, total, step):
-        end = min(begin + step, total)
-        hidden = model.model(embeddings[:, begin - cached : end - cached], conversation.cache)
-        if all_logits:
-            outputs.append(model.logits(hidden))
-        if end < total:
-            # The device goes on with this step while the host waits for the one before.
-            mx.eval(under_way)
-            under_way = [layer.state for layer in conversation.cache], outputs[-1:]
-            mx.async_eval(under_way)
-            mx.clear_cache()
-        if on_prefill is not None:
-            on_prefill(end, total)
-    logits = mx.concatenate(outputs, axis=1) if all_logits else model.logits(hidden[:, -1:])
-    return Prefilled(logits, cached, vision_s)
+    filled = filling.advance()
+    while filled is None:
+        filled = filling.advance()
+    return filled
 
 
 def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
-    """Features [n, D] of pictures by their digests; each picture is encoded once.
-
-    Small pictures of one size go through the tower together, as many as `VISION_BATCH` allows, and
-    others one by one, so that memory does not grow with their number. While one batch is computed
-    the next is made ready; more than that is not begun.
-    """
-    distinct = {image.digest: image for image in images}
-    features: dict[bytes, mx.array] = {}
-    under_way: list[mx.array] = []
-    by_grid = sorted(distinct.values(), key=lambda image: image.grid_thw)
-    for grid, same in groupby(by_grid, key=lambda image: image.grid_thw):
-        waiting = list(same)
-        at_once = max(1, VISION_BATCH // waiting[0].patches.shape[0])
-        for begin in range(0, len(waiting), at_once):
-            batch = waiting[begin : begin + at_once]
-            patches = mx.array(np.stack([image.patches for image in batch]))
-            encoded = model.visual(patches, grid)
-            # Copied out of the batch, so that one that is kept does not keep the others.
-            rows = [mx.contiguous(encoded[row]) for row in range(len(batch))]
-            mx.eval(under_way)
-            mx.async_eval(rows)
-            under_way = rows
-            features |= {image.digest: row for image, row in zip(batch, rows, strict=True)}
-    mx.eval(under_way)
-    return features
-
-
-def _features(
-    model: Qwen2VL, store: FeatureStore, slots: Sequence[ImageSlot], cached: int
-) -> list[tuple[int, mx.array]]:
-    """Features for the slots behind the cached tokens, placed relative to the first of these."""
-    known = {slot.image.digest: store.get(slot.image.digest) for slot in slots}
-    encoded = {digest: features for digest, features in known.items() if features is not None}
-    new = encode_images(model, [s.image for s in slots if s.image.digest not in encoded])
-    for digest, features in new.items():
-        store.put(digest, features)
-    encoded |= new
-    placed = []
-    for slot in slots:
-        hidden = max(0, cached - slot.start)  # slots of this picture that are cached
-        placed.append((slot.start + hidden - cached, encoded[slot.image.digest][hidden:]))
-    return placed
+    """Features [n, D] of pictures by their digests, where nobody waits."""
+    looking = look(model, images, Slices())
+    while True:
+        try:
+            next(looking)
+        except StopIteration as end:
+            features: dict[bytes, mx.array] = end.value
+            return features
 
 
 def _end(slot: ImageSlot) -> int:

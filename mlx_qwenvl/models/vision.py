@@ -9,6 +9,7 @@ Axes: B pictures, N patches of one picture, K values of one patch, D the tower's
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -124,6 +125,25 @@ class PatchMerger(nn.Module):
         return merged
 
 
+@dataclass(frozen=True)
+class Look:
+    """Pictures on their way through the tower.
+
+    Attributes:
+        x: [B * frames, patches of a frame, D].
+        cos: Of the attention's rotation.
+        sin: The same.
+        batch: B.
+        blocks: Blocks that they have passed.
+    """
+
+    x: mx.array
+    cos: mx.array
+    sin: mx.array
+    batch: int
+    blocks: int
+
+
 class VisionTransformer(nn.Module):
     """The whole tower."""
 
@@ -155,12 +175,24 @@ class VisionTransformer(nn.Module):
         Returns:
             [B, N / 4, hidden_size] in the tower's dtype.
         """
+        return self.finish(self.go_on(self.begin(patches, grid), len(self.blocks)))
+
+    def begin(self, patches: mx.array, grid: Grid) -> Look:
+        """Pictures before the first block; the arguments are those of a call."""
         batch = patches.shape[0]
         frames, height, width = grid
         (x,) = by_rows(lambda rows, _: (self.patch_embed(rows).astype(self.dtype),), patches)
         x = x.reshape(batch * frames, height * width, -1)  # a frame attends to itself alone
         angles = mx.array(vision_angles(grid, self.head_dim, self.merge_size))
-        cos, sin = mx.cos(angles), mx.sin(angles)
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        return self.merger(x).reshape(batch, -1, self.merger.hidden_size)
+        return Look(x, mx.cos(angles), mx.sin(angles), batch, 0)
+
+    def go_on(self, look: Look, blocks: int) -> Look:
+        """The same pictures some blocks on."""
+        x, end = look.x, look.blocks + blocks
+        for block in self.blocks[look.blocks : end]:
+            x = block(x, look.cos, look.sin)
+        return replace(look, x=x, blocks=end)
+
+    def finish(self, look: Look) -> mx.array:
+        """Features [B, N / 4, hidden_size] of pictures that have passed all blocks."""
+        return self.merger(look.x).reshape(look.batch, -1, self.merger.hidden_size)
