@@ -154,6 +154,13 @@ class KVCache(LayerCache):
         super().__init__(positions)
         self._kv: mx.array | None = None  # [2, B, H, room, D]
 
+    @classmethod
+    def of(cls, kv: mx.array, positions: Positions) -> KVCache:
+        """A cache that takes over keys and values [2, B, H, T, D]."""
+        cache = cls(positions)
+        cache._kv, cache.offset = kv, kv.shape[3]
+        return cache
+
     def attend(
         self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None
     ) -> mx.array:
