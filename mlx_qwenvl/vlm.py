@@ -27,6 +27,7 @@ from mlx_qwenvl.engine.fit import check_answer, check_weights, room_for_answer, 
 from mlx_qwenvl.engine.options import CallOptions, Options, checkpoint_sampling, read_options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.engine.scheduler import MAX_RUNNING, Scheduler
 from mlx_qwenvl.engine.stops import end_ids
 from mlx_qwenvl.engine.stores import Stores, disk_folder
 from mlx_qwenvl.errors import OptionError
@@ -245,6 +246,22 @@ class QwenVL:
             system: A system message; by default the model's own.
         """
         return Chat(self, system)
+
+    def scheduler(self, max_running: int = MAX_RUNNING) -> Scheduler:
+        """What answers many questions side by side; one thread owns it.
+
+        Args:
+            max_running: Answers decoded together at most.
+        """
+        return Scheduler(
+            self.model,
+            self.tokenizer,
+            self.stores,
+            self.end_ids,
+            self.grammars.start,
+            self._drafting,
+            max_running,
+        )
 
     def logits(
         self,

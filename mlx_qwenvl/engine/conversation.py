@@ -49,6 +49,14 @@ class Conversation:
         self._fed = np.empty(0, dtype=np.int32)
         self._slots: tuple[Slot, ...] = ()
 
+    @classmethod
+    def of(cls, cache: list[LayerCache], prompt: Prompt, kv: KVFormat) -> Conversation:
+        """A conversation whose cache begins with a prompt, computed elsewhere."""
+        made = cls.__new__(cls)
+        made.kv, made.cache = kv, cache
+        made.hold(prompt)
+        return made
+
     @property
     def length(self) -> int:
         """Tokens in the cache."""

@@ -45,6 +45,11 @@ class PrefixStore:
         self._lock = threading.Lock()
 
     @property
+    def keeps(self) -> bool:
+        """Whether anything that is put here may be found again."""
+        return self._limit > 0 or self._disk is not None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys and values that are kept in memory."""
         return sum(conversation.nbytes for conversation in self._kept)

@@ -1,0 +1,391 @@
+"""Many questions to one model: who is read next, who is decoded, and whose fault is whose.
+
+One thread owns a scheduler and calls `step` while there is work. A step does two things at most: a
+slice of the one prompt that is being read, and a token of every answer that is being told. So what
+an answer waits for between two tokens is bounded: a slice, which aims at `SHARED_S` and is never
+less than `LEAST_TOKENS` of the prompt or one block of the vision tower, and one step of decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+
+from mlx_qwenvl.engine.constraint import Constraint
+from mlx_qwenvl.engine.conversation import Conversation
+from mlx_qwenvl.engine.crowd import Crowd, Member
+from mlx_qwenvl.engine.draft import Draft, DraftModel
+from mlx_qwenvl.engine.fit import check_answer, check_ever, room_for_answer
+from mlx_qwenvl.engine.grammar import Grammar
+from mlx_qwenvl.engine.options import SEED_LIMIT, Options
+from mlx_qwenvl.engine.prefill import Filling, Prefilled
+from mlx_qwenvl.engine.reply import Chunk
+from mlx_qwenvl.engine.sampling import Sampled, Sampler
+from mlx_qwenvl.engine.slices import Slices
+from mlx_qwenvl.engine.speculate import verify_rows
+from mlx_qwenvl.engine.stores import Stores
+from mlx_qwenvl.engine.telling import Stopwatch, Telling
+from mlx_qwenvl.errors import MemoryExceeded, OptionError
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.models.batch_cache import copies_into_slots
+from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+
+MAX_RUNNING = 8  # answers decoded together, where the caller sets no limit
+NO_MEMORY = ("allocate", "malloc", "Insufficient Memory")  # in what MLX says then
+
+
+@dataclass(eq=False)
+class Job:
+    """One question and its answers.
+
+    Attributes:
+        prompt: What is asked.
+        options: The call's, with `max_tokens` cut to the room there is.
+        n: How many answers.
+        watch: The call's.
+        stores: What it may reuse and leaves.
+        progress: Prompt tokens that are computed or under way, and all of them.
+        is_over: Whether nothing more comes: finished, failed or withdrawn.
+    """
+
+    prompt: Prompt
+    options: Options
+    n: int
+    watch: Stopwatch
+    stores: Stores
+    progress: tuple[int, int]
+    is_over: bool = False
+    _conversation: Conversation | None = field(default=None, repr=False)
+    _filling: Filling | None = field(default=None, repr=False)
+    _filled: Prefilled | None = field(default=None, repr=False)
+    _members: list[Member] = field(default_factory=list, repr=False)
+    _begun: int = 0  # answers that were begun
+    _ended: int = 0  # answers that are finished
+
+
+@dataclass(frozen=True)
+class Told:
+    """A piece of one of a job's answers.
+
+    Attributes:
+        job: The job.
+        index: Which of its answers.
+        chunk: The piece; the last one of an answer has a finish reason.
+    """
+
+    job: Job
+    index: int
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a job that cannot be answered.
+
+    Attributes:
+        job: The job.
+        error: Why.
+    """
+
+    job: Job
+    error: Exception
+
+
+Event = Told | Failed
+
+
+class Scheduler:
+    """Answers questions side by side.
+
+    Args:
+        model: The model.
+        tokenizer: Its vocabulary.
+        stores: What is kept of earlier questions.
+        end_ids: Tokens that end an answer.
+        start: Makes the constraint of one answer from its grammar.
+        drafting: Gives the draft model for a call's options, or None.
+        max_running: Answers decoded together at most.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2VL,
+        tokenizer: Tokenizer,
+        stores: Stores,
+        end_ids: frozenset[int],
+        start: Callable[[Grammar], Constraint],
+        drafting: Callable[[Options], DraftModel | None],
+        max_running: int = MAX_RUNNING,
+    ) -> None:
+        if max_running < 1:
+            raise OptionError(f"max_running is {max_running}, expected a number from 1 up")
+        self._model, self._tokenizer, self._stores = model, tokenizer, stores
+        self._end_ids, self._start, self._drafting = end_ids, start, drafting
+        self.max_running = max_running
+        self.slices = Slices()
+        self._crowd = Crowd(model)
+        self._of: dict[int, tuple[Job, int]] = {}  # whose answer a member is, by identity
+        self._queue: deque[Job] = deque()
+        self._reading: Job | None = None
+        self._ready: deque[Job] = deque()  # read, with answers that wait to be begun
+        self._blocked = False  # the first in the queue waits for memory
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._queue or self._reading or self._ready or self._crowd.members)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait to be read."""
+        return len(self._queue)
+
+    @property
+    def prefilling(self) -> int:
+        """Jobs that are being read, or read and waiting for a place."""
+        return (self._reading is not None) + len(self._ready)
+
+    @property
+    def running(self) -> int:
+        """Answers that are being told."""
+        return len(self._crowd.members)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the caches of running answers."""
+        return self._crowd.tokens
+
+    def add(self, prompt: Prompt, options: Options, watch: Stopwatch, *, n: int = 1) -> Job:
+        """Queue a question.
+
+        Args:
+            prompt: What is asked.
+            options: The call's. A grammar that was not compiled before is compiled here.
+            watch: Started when it was asked.
+            n: Answers to it. Each draws with a seed of its own: the call's, and those that follow.
+
+        Raises:
+            ContextError: The prompt leaves no room for an answer.
+            MemoryExceeded: It would not fit with nothing else running.
+            OptionError: The grammar cannot be followed, or `n` is below 1.
+        """
+        if n < 1:
+            raise OptionError(f"n is {n}, expected a number from 1 up")
+        config = self._model.config
+        options = replace(options, max_tokens=room_for_answer(config, prompt, options))
+        options.kv.for_heads(config.text.head_dim)
+        if options.grammar is not None:
+            self._start(options.grammar)
+        stores = self._stores if options.cache else Stores.of(self._model, 0, 0)
+        check_ever(self._model, prompt, options, self._stores.nbytes + self._crowd.nbytes)
+        watch.reading_s = time.perf_counter() - watch.called
+        if self.is_idle:
+            mx.reset_peak_memory()
+        job = Job(prompt, options, n, watch, stores, (0, prompt.token_ids.size))
+        self._queue.append(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Withdraw a job; what was computed of it is kept for the next who asks the like."""
+        if not job.is_over:
+            self._remove(job, keep=True)
+
+    def step(self) -> list[Event]:
+        """Do a slice of work.
+
+        Returns:
+            What came of it. A job's fault is an event like any other; what is raised is nobody's.
+        """
+        events: list[Event] = []
+        if self._reading is None:
+            self._take_next(events)
+        if self._reading is not None:
+            self._read(self._reading, events)
+        self._begin(events)
+        if self._crowd.members:
+            self._decode(events)
+        return events
+
+    def _take_next(self, events: list[Event]) -> None:
+        """Begin to read the next question, where there is a place and memory for it."""
+        if not self._queue or self._blocked or not self._has_place():
+            return
+        job = self._queue[0]
+        shares = bool(self._crowd.members or self._ready)
+        try:
+            check_answer(
+                self._model, job.prompt, job.options, job.stores, self._stores, is_shared=shares
+            )
+        except MemoryExceeded as error:
+            if shares:
+                self._blocked = True
+            else:
+                self._fail(job, error, events)
+            return
+        self._queue.popleft()
+        self._reading = job
+        try:
+            kv = job.options.kv.for_heads(self._model.config.text.head_dim)
+            job._conversation = job.stores.prefixes.take(job.prompt, kv)
+            job._filling = Filling(
+                self._model,
+                job._conversation,
+                job.prompt,
+                step=job.options.prefill_step,
+                slices=self.slices,
+                store=job.stores.features,
+                on_prefill=job.options.on_prefill,
+            )
+        except Exception as error:
+            self._fail(job, _fault(error), events)
+
+    def _read(self, job: Job, events: list[Event]) -> None:
+        """Read the next slice of a question."""
+        assert job._filling is not None, "it is being read"
+        self.slices.shared = bool(self._crowd.members)
+        try:
+            filled = job._filling.advance()
+        except Exception as error:
+            self._fail(job, _fault(error), events)
+            return
+        job.progress = job._filling.done, job.progress[1]
+        if filled is not None:
+            job._filled, job._filling, self._reading = filled, None, None
+            self._ready.append(job)
+
+    def _begin(self, events: list[Event]) -> None:
+        """Begin answers whose question is read, as far as there are places."""
+        while self._ready and len(self._crowd.members) < self.max_running:
+            job = self._ready[0]
+            try:
+                self._begin_one(job)
+            except Exception as error:
+                self._fail(job, _fault(error), events)
+
+    def _begin_one(self, job: Job) -> None:
+        filled, conversation, index = job._filled, job._conversation, job._begun
+        assert filled is not None and conversation is not None, "it was read"
+        job._begun += 1
+        is_last = job._begun == job.n
+        if is_last:
+            self._ready.popleft()
+        options, is_alone = job.options, job.n == 1 and self._is_alone(0)
+        if options.seed is not None:
+            seed = (options.seed + index + SEED_LIMIT) % (2 * SEED_LIMIT) - SEED_LIMIT
+            options = replace(options, seed=seed)
+        constraint = None if options.grammar is None else self._start(options.grammar)
+        logits = filled.logits[:, -1]
+        watch = replace(job.watch)
+        drafting, draft = None, self._drafting(options) if is_alone else None
+        if draft is not None:
+            least = verify_rows(self._model).least - 1
+            drafting = Draft(draft, job.prompt, logits.shape[-1], options, least)
+        # Where its caches become the row's own, or more answers follow, it works on a copy.
+        takes = is_last and (is_alone or copies_into_slots(conversation.cache))
+        member = Member(
+            job.prompt,
+            options,
+            Sampler(options, logits.shape[-1], job.prompt.token_ids, constraint),
+            Telling(self._tokenizer, options, self._end_ids, watch, constraint),
+            conversation.kv,
+            conversation if takes else conversation.fork(conversation.length),
+            filled,
+            drafting,
+        )
+        job._members.append(member)
+        self._of[id(member)] = job, index
+        self._crowd.join(member, is_alone=is_alone)
+        if is_last:
+            job._conversation = job._filled = None
+            if not is_alone:
+                # For who asks the like meanwhile.
+                job.stores.prefixes.put(conversation)
+
+    def _decode(self, events: list[Event]) -> None:
+        """A token of every answer."""
+        members = list(self._crowd.members)
+        try:
+            told = self._crowd.step(is_alone=self._is_alone(1))
+        except Exception as error:
+            if len(members) > 1:
+                raise
+            self._fail(self._of[id(members[0])][0], _fault(error), events)
+            return
+        for member, sampled in told:
+            job, index = self._of.get(id(member), (None, 0))
+            if job is not None:  # else another of its answers has failed
+                try:
+                    self._tell(job, index, member, sampled, events)
+                except Exception as error:
+                    self._fail(job, _fault(error), events)
+
+    def _tell(
+        self, job: Job, index: int, member: Member, sampled: Sampled, events: list[Event]
+    ) -> None:
+        telling, filled = member.telling, member.filled
+        chunk = telling.hear(sampled)
+        if chunk is not None:
+            events.append(Told(job, index, chunk))
+        if telling.reason is None:
+            return
+        self._let_go(job, member, keep=True)
+        job._ended += 1
+        job.is_over = job._ended == job.n
+        last = telling.finish(job.prompt, filled, mx.get_peak_memory(), member.speculation)
+        events.append(Told(job, index, last))
+
+    def _is_alone(self, running: int) -> bool:
+        """Whether nobody comes beside so many running answers."""
+        if self._reading is not None or self._ready or len(self._crowd.members) > running:
+            return False
+        return not self._queue or self._blocked or self.max_running == 1
+
+    def _has_place(self) -> bool:
+        return not self._ready and len(self._crowd.members) < self.max_running
+
+    def _fail(self, job: Job, error: Exception, events: list[Event]) -> None:
+        self._remove(job, keep=False)
+        events.append(Failed(job, error))
+
+    def _remove(self, job: Job, *, keep: bool) -> None:
+        job.is_over = True
+        if job in self._queue:
+            self._blocked = self._blocked and job is not self._queue[0]
+            self._queue.remove(job)
+        if job in self._ready:
+            self._ready.remove(job)
+        if job is self._reading:
+            self._reading = None
+        for member in list(job._members):
+            self._let_go(job, member, keep=keep)
+        if job._filling is not None:
+            job._filling.close()
+        conversation = job._conversation
+        job._conversation = job._filled = job._filling = None
+        if keep and conversation is not None:
+            job.stores.prefixes.put(conversation)
+
+    def _let_go(self, job: Job, member: Member, *, keep: bool) -> None:
+        """Take an answer out of the crowd."""
+        job._members.remove(member)
+        del self._of[id(member)]
+        self._blocked = False
+        keep = keep and job.stores.prefixes.keeps
+        conversation = self._crowd.leave(member, keep=keep)
+        if conversation is not None:
+            job.stores.prefixes.put(conversation)
+
+
+def _fault(error: Exception) -> Exception:
+    """What a job's exception means."""
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY):
+        return MemoryExceeded(
+            "the device ran out of memory at this question; lower max_pixels, shorten the prompt, "
+            "or run fewer at a time"
+        )
+    return error
