@@ -12,11 +12,14 @@ from mlx_qwenvl import __version__
 from .engine import Engine
 from .errors import handle_errors
 from .guard import Guard
+from .metrics import Counting
 from .routes.chat import chat_routes
 from .routes.completions import completion_routes
 from .routes.count import count_routes
 from .routes.docs import add_docs
 from .routes.models import model_routes
+from .routes.page import page_routes
+from .routes.status import status_routes
 from .settings import Settings
 
 API = (chat_routes, completion_routes, model_routes, count_routes)
@@ -35,6 +38,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         docs_url=None,  # FastAPI's page would load its scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would lose the body
+        lifespan=lambda _: engine.running(),
     )
     handle_errors(app)
     for routes in API:
@@ -44,13 +48,13 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         app.include_router(router, include_in_schema=False)
 
     add_docs(app)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    app.include_router(status_routes(engine))
+    app.include_router(page_routes(engine))
 
     app.add_middleware(_OnePath)
-    app.add_middleware(Guard, settings=settings)  # the last to be added is the first to be met
+    app.add_middleware(Guard, settings=settings)
+    # The last to be added is the first to be met.
+    app.add_middleware(Counting, metrics=engine.metrics)
     return app
 
 
@@ -62,6 +66,5 @@ class _OnePath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = re.sub("/{2,}", "/", scope["path"])
-            scope = {**scope, "path": path.rstrip("/") or "/"}
+            scope["path"] = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
         await self._app(scope, receive, send)

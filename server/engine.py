@@ -1,16 +1,26 @@
-"""The engine's thread: the only place that touches MLX, and how a request gets there and back."""
+"""What the routes know of the engine: calls go in, and what is heard comes out.
+
+All of this runs in the event loop. Pictures are opened and prompts made in a few threads beside
+it, and everything that is computed is computed in the engine's own (`worker.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from mlx_qwenvl.engine.answer import Stopwatch
-from mlx_qwenvl.engine.options import SEED_LIMIT, Options, read_options
+from mlx_qwenvl.engine.options import Options, read_options
 from mlx_qwenvl.engine.reply import Chunk
+from mlx_qwenvl.engine.scheduler import Event, Job, Told
+from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.inputs.prompt import Prompt, text_prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
@@ -18,7 +28,19 @@ from mlx_qwenvl.vlm import QwenVL
 
 from .call import Call
 from .media import MediaPolicy
+from .metrics import Metrics
 from .settings import Settings
+from .worker import Worker
+
+State = Literal["loading", "ready", "unloaded", "draining", "dead"]
+
+PREPARING_THREADS = 16  # they mostly wait for other machines
+MAX_CRASHES = 5  # within `CRASHES_S`, after which starting anew is given up
+CRASHES_S = 60.0  # seconds
+LOOK_S = 0.5  # between looks at what only time tells, in seconds
+STOP_S = 5.0  # in which a step may come to its end when the server ends, in seconds
+
+log = logging.getLogger("mlx_qwenvl.server")
 
 
 class Overloaded(QwenVLError):
@@ -27,6 +49,10 @@ class Overloaded(QwenVLError):
 
 class Unavailable(QwenVLError):
     """The model is being loaded, or the engine is ending or dead."""
+
+
+class EngineFailed(QwenVLError):
+    """The engine failed while it worked on a call; it was not the call's fault."""
 
 
 @dataclass(frozen=True)
@@ -47,60 +73,181 @@ class Ticket:
 
     Args:
         chunks: Of the answers.
+        withdraw: Withdraws the call.
+        progress: Gives the prompt tokens that are computed, and all of them.
     """
 
-    def __init__(self, chunks: AsyncIterator[Heard]) -> None:
-        self._chunks = chunks
-        self.progress: tuple[int, int] | None = None  # prompt tokens computed, and in all
+    def __init__(
+        self,
+        chunks: AsyncIterator[Heard],
+        withdraw: Callable[[], None] | None = None,
+        progress: Callable[[], tuple[int, int] | None] | None = None,
+    ) -> None:
+        self._chunks, self._withdraw, self._progress = chunks, withdraw, progress
         self.cancelled = False
 
     def __aiter__(self) -> AsyncIterator[Heard]:
         """What is heard, until all answers are finished."""
         return self._chunks
 
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Prompt tokens that are computed, and all of them; None where nobody knows."""
+        return None if self._progress is None else self._progress()
+
     def cancel(self) -> None:
         """Withdraw the call; its work stops within one step. Does nothing once it is finished."""
-        self.cancelled = True
+        if not self.cancelled:
+            self.cancelled = True
+            if self._withdraw is not None:
+                self._withdraw()
+
+
+@dataclass(eq=False)
+class _Open:
+    """A call that is not finished.
+
+    Attributes:
+        heard: What came of it; an error ends it. A slow listener holds up nobody: it is as long as
+            the answers at most.
+        job: The scheduler's, once it has one.
+        is_over: Whether nothing more is to come.
+        last_at: When something was heard last of each answer, in `time.monotonic` seconds.
+    """
+
+    heard: asyncio.Queue[Heard | Exception]
+    job: Job | None = None
+    is_over: bool = False
+    last_at: dict[int, float] = field(default_factory=dict)
 
 
 class Engine:
-    """Answers calls.
+    """Answers calls, from `running` on.
 
     Args:
-        vlm: The loaded model.
-        thread: A pool of one thread, in which it was loaded.
+        load: Loads the model; called in the engine's thread.
         settings: The operator's.
+        name: What the model is called, as the operator named it.
+        on_failure: Called in the event loop when the engine will not answer any more.
+
+    Attributes:
+        settings: As given.
+        state: What it is doing.
+        metrics: Its counters.
+        failure: Why it does not answer any more, or None.
     """
 
-    def __init__(self, vlm: QwenVL, thread: ThreadPoolExecutor, settings: Settings) -> None:
-        self._vlm, self._thread, self.settings = vlm, thread, settings
+    def __init__(
+        self,
+        load: Callable[[], QwenVL],
+        settings: Settings,
+        name: str,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.state: State = "loading"
+        self.failure: Exception | None = None
+        self.metrics = Metrics(self)
+        self._on_failure = on_failure
+        path = Path(name)
+        self.name = path.name if path.is_absolute() else name  # of a path nothing but its end
         self._media = MediaPolicy.of(settings)
+        self._worker = Worker(
+            load, settings.max_concurrency, self._when_loaded, self._when_told, self._when_crashed
+        )
+        self._pool: ThreadPoolExecutor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._vlm: QwenVL | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._loading: asyncio.Future[QwenVL] | None = None
+        self._calls: set[_Open] = set()
+        self._of: dict[int, _Open] = {}  # whose a job is, by identity
+        self._crashes: deque[float] = deque(maxlen=MAX_CRASHES)
+        self._quiet_since = time.monotonic()
+        self.crash_count = self.load_count = 0
 
-    @property
-    def name(self) -> str:
-        """What the model is called; of a folder its last part, which tells nothing else."""
-        path = Path(self._vlm.name)
-        return path.name if path.is_absolute() else self._vlm.name
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load the model and answer until the block ends, without waiting for the model."""
+        self._loop = asyncio.get_running_loop()
+        self._loading = self._loop.create_future()
+        self._loading.add_done_callback(_seen)
+        self._pool = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._worker.start()
+        watching = asyncio.ensure_future(self._watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            self.drain()
+            for call in list(self._calls):
+                self._end(call, Unavailable("the server is ending"))
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            await self._loop.run_in_executor(None, self._worker.stop, STOP_S)
+            with suppress(asyncio.CancelledError):
+                await watching
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's vocabulary, for any thread."""
-        return self._vlm.tokenizer
+        """The model's vocabulary, for any thread.
+
+        Raises:
+            Unavailable: The model was never loaded yet.
+        """
+        if self._tokenizer is None:
+            raise Unavailable("the model is being loaded")
+        return self._tokenizer
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-        return self._vlm.config.text.max_position_embeddings
+        """Tokens that a prompt and its answer may have together; 0 while nobody knows."""
+        return 0 if self._vlm is None else self._vlm.config.text.max_position_embeddings
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that are prepared, queued or answered."""
+        return len(self._calls)
+
+    @property
+    def worker(self) -> Worker:
+        """The engine's thread."""
+        return self._worker
+
+    @property
+    def vlm(self) -> QwenVL | None:
+        """The model, where it is loaded; to be looked at and not to be asked."""
+        return self._vlm
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the step under way has taken; 0 where there is none."""
+        since = self._worker.working_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def drain(self) -> None:
+        """Take no calls any more; those that were accepted go on."""
+        if self.state != "dead":
+            self.state = "draining"
+
+    async def ready(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            Unavailable: It cannot be loaded.
+        """
+        await self._awake()
 
     async def prompt(self, call: Call) -> Prompt:
-        """A call's prompt, its pictures opened; nothing is computed."""
-        loop = asyncio.get_running_loop()
-        options = read_options(call.options, self._vlm.sampling)
-        return await loop.run_in_executor(self._thread, self._prompt, call, options)
+        """A call's prompt, its pictures opened; nothing is computed. Errors as of `submit`."""
+        opened = self._admit(0)
+        try:
+            return (await self._prepare(await self._awake(), call, computes=False))[0]
+        finally:
+            self._end(opened)
 
     async def count(self, call: Call) -> int:
-        """Tokens of a call's prompt, pictures included."""
-        return (await self.prompt(call)).token_ids.size
+        """Tokens of a call's prompt, pictures included. Errors as of `submit`."""
+        return int((await self.prompt(call)).token_ids.size)
 
     async def submit(self, call: Call) -> Ticket:
         """Accept a call.
@@ -110,46 +257,204 @@ class Engine:
             Unavailable: There is no engine now.
             QwenVLError: The call itself cannot be answered.
         """
-        loop = asyncio.get_running_loop()
+        opened = self._admit(call.n)
+        try:
+            watch = Stopwatch()
+            vlm = await self._awake()
+            watch.load_s = vlm.load_s
+            prompt, options = await self._prepare(vlm, call)
+            accepted: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+            self._worker.add(
+                prompt,
+                options,
+                watch,
+                call.n,
+                lambda job: self._post(lambda: self._accept(opened, accepted, job)),
+            )
+            opened.job = await accepted
+        except BaseException:
+            self._end(opened)
+            raise
+        return Ticket(
+            self._hear(opened, call.n),
+            lambda: self._end(opened, Unavailable("the call was withdrawn")),
+            lambda: None if opened.job is None else opened.job.progress,
+        )
 
-        def begin() -> list[Iterator[Chunk]]:
-            options = read_options(call.options, self._vlm.sampling)
-            vocabulary = self._vlm.config.text.vocab_size
-            if any(token >= vocabulary for token in options.logit_bias):
-                raise OptionError(
-                    f"logit_bias names a token beyond the vocabulary of {vocabulary}", "logit_bias"
-                )
-            prompt = self._prompt(call, options)
-            return [
-                self._vlm._answer(prompt, each, Stopwatch(self._vlm.load_s))
-                for each in (seeded(options, index) for index in range(call.n))
-            ]
+    def _admit(self, n: int) -> _Open:
+        """Take a call in, which counts until it is ended.
 
-        if call.grammar is not None:
-            raise OptionError("this engine cannot bind an answer to a form yet", "response_format")
-        streams = await loop.run_in_executor(self._thread, begin)
+        Raises:
+            Overloaded: Too many wait already.
+            Unavailable: There is no engine now.
+        """
+        reasons = {
+            "loading": "the model is being loaded",
+            "draining": "the server is ending",
+            "dead": "the engine has failed",
+        }
+        if self.state in reasons:
+            raise Unavailable(reasons[self.state])
+        most = self.settings.max_concurrency + self.settings.max_queue
+        if len(self._calls) >= most:
+            raise Overloaded(f"{len(self._calls)} requests are open, at most {most} pass")
+        opened = _Open(asyncio.Queue())
+        self._calls.add(opened)
+        return opened
 
-        async def chunks() -> AsyncIterator[Heard]:
-            for index, stream in enumerate(streams):
-                while not ticket.cancelled:
-                    chunk = await loop.run_in_executor(self._thread, next, stream, None)
-                    if chunk is None:
-                        break
-                    yield Heard(index, chunk)
+    async def _awake(self) -> QwenVL:
+        """The model, loaded again where it was let go."""
+        assert self._loading is not None, "the engine is running"
+        if self.state == "unloaded" and self._loading.done():
+            # One load, whoever asks for it first; it stands behind the unloading in the inbox.
+            self._loading = asyncio.get_running_loop().create_future()
+            self._loading.add_done_callback(_seen)
+            self._worker.load()
+        return await asyncio.shield(self._loading)
 
-        ticket = Ticket(chunks())
-        return ticket
+    async def _prepare(
+        self, vlm: QwenVL, call: Call, *, computes: bool = True
+    ) -> tuple[Prompt, Options]:
+        """Open a call's pictures and compile its grammar, beside the event loop."""
+        options = replace(read_options(call.options, vlm.sampling), grammar=call.grammar)
+        vocabulary = vlm.config.text.vocab_size
+        if any(token >= vocabulary for token in options.logit_bias):
+            raise OptionError(
+                f"logit_bias names a token beyond the vocabulary of {vocabulary}", "logit_bias"
+            )
 
-    def _prompt(self, call: Call, options: Options) -> Prompt:
-        if call.text is not None:
-            return text_prompt(call.text, self._vlm.tokenizer)
-        return self._vlm.prompt(call.messages, options, self._media.limits())
+        def work() -> Prompt:
+            if computes and call.grammar is not None:
+                vlm.grammars.compile(call.grammar)
+            if call.text is not None:
+                return text_prompt(call.text, vlm.tokenizer)
+            return vlm.prompt(call.messages, options, self._media.limits())
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work), options
+
+    def _accept(self, opened: _Open, accepted: asyncio.Future[Job], job: Job | Exception) -> None:
+        """Take note of what the scheduler said to a call."""
+        if isinstance(job, Job):
+            if opened.is_over:  # withdrawn meanwhile
+                self._worker.cancel(job)
+            else:
+                opened.job, self._of[id(job)] = job, opened
+        if accepted.done():
+            return
+        if isinstance(job, Job):
+            accepted.set_result(job)
+        else:
+            accepted.set_exception(job)
+
+    async def _hear(self, opened: _Open, left: int) -> AsyncGenerator[Heard, None]:
+        """What comes of a call."""
+        try:
+            while left:
+                heard = await opened.heard.get()
+                if isinstance(heard, Exception):
+                    raise heard
+                if heard.chunk.finish_reason is not None:
+                    left -= 1
+                yield heard
+        finally:
+            self._end(opened)
+
+    def _end(self, opened: _Open, error: Exception | None = None) -> None:
+        """Let go of a call, and of its work where that is not done."""
+        if opened.is_over:
+            return
+        opened.is_over = True
+        self._calls.discard(opened)
+        self._quiet_since = time.monotonic()
+        if opened.job is not None:
+            self._of.pop(id(opened.job), None)
+            if not opened.job.is_over:
+                self._worker.cancel(opened.job)
+        if error is not None:
+            opened.heard.put_nowait(error)
+
+    # What the engine's thread says; each of these is called there and goes on in the event loop.
+
+    def _post(self, work: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+            self._loop.call_soon_threadsafe(work)
+
+    def _when_loaded(self, vlm: QwenVL | Exception) -> None:
+        self._post(lambda: self._note_loaded(vlm))
+
+    def _when_told(self, events: Sequence[Event]) -> None:
+        self._post(lambda: self._deliver(events))
+
+    def _when_crashed(self, error: Exception) -> None:
+        self._post(lambda: self._note_crash(error))
+
+    def _note_loaded(self, vlm: QwenVL | Exception) -> None:
+        assert self._loading is not None
+        if isinstance(vlm, Exception):
+            if self.state == "loading":  # the first time: there never was anything to serve
+                self._fail(vlm)
+            else:
+                log.error("the model cannot be loaded again", exc_info=vlm)
+            self._loading.set_exception(Unavailable("the model cannot be loaded"))
+            return
+        self.load_count += 1
+        self._vlm, self._tokenizer = vlm, vlm.tokenizer
+        if self.state in ("loading", "unloaded"):
+            self.state = "ready"
+        self._quiet_since = time.monotonic()
+        self._loading.set_result(vlm)
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            opened = self._of.get(id(event.job))
+            if opened is None:
+                continue
+            if isinstance(event, Told):
+                self.metrics.heard(opened.last_at.get(event.index), event.chunk)
+                opened.last_at[event.index] = time.monotonic()
+                opened.heard.put_nowait(Heard(event.index, event.chunk))
+            else:
+                opened.heard.put_nowait(event.error)
+
+    def _note_crash(self, error: Exception) -> None:
+        self.crash_count += 1
+        self._crashes.append(time.monotonic())
+        often = len(self._crashes) == MAX_CRASHES and (
+            self._crashes[-1] - self._crashes[0] < CRASHES_S
+        )
+        for opened in list(self._calls):
+            if opened.job is not None:
+                self._end(opened, EngineFailed("the engine failed while it answered; try again"))
+        if often or self.settings.on_crash == "exit":
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Answer nothing any more."""
+        self.state, self.failure = "dead", error
+        for opened in list(self._calls):
+            self._end(opened, Unavailable("the engine has failed"))
+        self._on_failure()
+
+    async def _watch(self) -> None:
+        """Let an idle model go, and notice an engine that hangs."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self.state != "dead" and self.step_s > self.settings.hang_s:
+                log.critical("the engine hangs: a step has taken %.0f s", self.step_s)
+                self._fail(EngineFailed("the engine hangs"))
+            idle = self.settings.idle_unload_s
+            if idle is None or self.state != "ready" or self._calls:
+                continue
+            if time.monotonic() - self._quiet_since >= idle:
+                self.state, self._vlm = "unloaded", None
+                # Nobody waits for the old one, and it is not to be held on to.
+                self._loading = asyncio.get_running_loop().create_future()
+                self._loading.set_result(None)  # type: ignore[arg-type]
+                self._worker.unload()
 
 
-def seeded(options: Options, index: int) -> Options:
-    """Options of one of a call's answers: the first has the seed that was asked for."""
-    if options.seed is None or index == 0:
-        return options
-    return replace(
-        options, seed=(options.seed + index + SEED_LIMIT) % (2 * SEED_LIMIT) - SEED_LIMIT
-    )
+def _seen(future: asyncio.Future[QwenVL]) -> None:
+    """Marks an error as seen: whoever waits for the model is told, and perhaps nobody does."""
+    if not future.cancelled():
+        future.exception()

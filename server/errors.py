@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_qwenvl.errors import ContextError, MemoryExceeded, QwenVLError
 from mlx_qwenvl.inputs.tokenizer import printable
 
-from .engine import Overloaded, Unavailable
+from .engine import EngineFailed, Overloaded, Unavailable
 from .wire import Json
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ FAULTS: tuple[tuple[type[QwenVLError], int, str, str | None, Mapping[str, str]],
     (WrongType, 415, "invalid_request_error", "unsupported_media_type", {}),
     (Overloaded, 429, "rate_limit_error", "overloaded", WAIT),
     (Unavailable, 503, "server_error", "unavailable", WAIT),
+    (EngineFailed, 500, "server_error", "engine_failed", {}),
     (ContextError, 400, "invalid_request_error", "context_length_exceeded", {}),
     (MemoryExceeded, 400, "invalid_request_error", "memory_exceeded", NEVER),
     (QwenVLError, 400, "invalid_request_error", None, {}),

@@ -41,6 +41,7 @@ class Settings:
         keepalive_s: Between signs of life while nothing else is sent, in seconds.
         drain_s: In which running answers may finish once the server is asked to end, in seconds.
         idle_unload_s: Without a request after which the model is let go; None for never.
+        hang_s: That one step of the engine may take before it is given up, in seconds.
         on_crash: Whether a dead engine is started anew or ends the process.
         log_requests: Whether the log has a line for each request: method, path, status and time.
     """
@@ -73,5 +74,6 @@ class Settings:
     keepalive_s: float = 10.0
     drain_s: float = 30.0
     idle_unload_s: float | None = None
+    hang_s: float = 600.0
     on_crash: Literal["restart", "exit"] = "restart"
     log_requests: bool = False

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,16 +65,14 @@ def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
     with (
         kept_loggers(),
         socket.create_server(("127.0.0.1", 0)) as listener,
-        ThreadPoolExecutor(1) as pool,
     ):
-        vlm = pool.submit(load, model, dtype="float32").result(START_S)
-        engine = Engine(vlm, pool, settings)
+        engine = Engine(lambda: load(model, dtype="float32"), settings, model)
         server = uvicorn.Server(uvicorn_config(create_app(engine, settings), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             end = time.monotonic() + START_S
-            while not server.started:
+            while not server.started or engine.state == "loading":
                 assert thread.is_alive() and time.monotonic() < end, "the server does not start"
                 time.sleep(0.01)
             port = listener.getsockname()[1]

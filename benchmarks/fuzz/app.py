@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.fuzz import bodies
@@ -13,7 +12,6 @@ from benchmarks.fuzz.target import Broken, Target, told_too_much
 from mlx_qwenvl import load
 
 # isort: split
-import mlx.core as mx
 
 from server.app import create_app
 from server.engine import Engine
@@ -36,9 +34,11 @@ class App:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        vlm = self._pool.submit(load, "demo").result()
-        self._app: Any = create_app(Engine(vlm, self._pool, SETTINGS), SETTINGS)
+        engine = Engine(lambda: load("demo"), SETTINGS, "demo")
+        self._app: Any = create_app(engine, SETTINGS)
+        self._running = engine.running()
+        self._loop.run_until_complete(self._running.__aenter__())
+        self._loop.run_until_complete(engine.ready())
         self._logged: list[str] = []
         self._ear = _Ear(self._logged)
         logging.getLogger().addHandler(self._ear)
@@ -46,9 +46,7 @@ class App:
     def close(self) -> None:
         """End the engine's thread and the loop."""
         logging.getLogger().removeHandler(self._ear)
-        # A thread that ends with streams of its own may take the process down when that exits.
-        self._pool.submit(mx.clear_streams).result()
-        self._pool.shutdown()
+        self._loop.run_until_complete(self._running.__aexit__(None, None, None))
         self._loop.close()
 
     def run(self, data: bytes) -> str:

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,19 @@ def served(thread: ThreadPoolExecutor, tiny_folder: Path) -> QwenVL:
 
 
 @pytest.fixture
-def client(served: QwenVL, thread: ThreadPoolExecutor) -> Iterator[TestClient]:
+def client(served: QwenVL) -> Iterator[TestClient]:
     settings = Settings()
-    with TestClient(create_app(Engine(served, thread, settings), settings), HERE) as connected:
+    with connected_to(Engine(lambda: served, settings, "tiny")) as connected:
         yield connected
+
+
+@contextmanager
+def connected_to(engine: Engine) -> Iterator[TestClient]:
+    """A client of a server around an engine, once its model is loaded."""
+    with TestClient(create_app(engine, engine.settings), HERE) as client:
+        while engine.state == "loading":
+            time.sleep(0.001)
+        yield client
 
 
 class Scripted(Engine):
@@ -51,7 +62,6 @@ class Scripted(Engine):
 
     Args:
         vlm: For its vocabulary.
-        thread: Of the vlm.
         pieces: What is heard; a number among them is a wait in seconds, an error is raised.
         settings: The operator's.
     """
@@ -59,11 +69,10 @@ class Scripted(Engine):
     def __init__(
         self,
         vlm: QwenVL,
-        thread: ThreadPoolExecutor,
         pieces: Sequence[Heard | float | Exception],
         settings: Settings,
     ) -> None:
-        super().__init__(vlm, thread, settings)
+        super().__init__(lambda: vlm, settings, "tiny")
         self.pieces = pieces
         self.calls: list[Call] = []
         self.tickets: list[Ticket] = []
@@ -88,23 +97,19 @@ Script = Callable[..., tuple[TestClient, Scripted]]
 
 
 @pytest.fixture
-def script(served: QwenVL, thread: ThreadPoolExecutor) -> Iterator[Script]:
+def script(served: QwenVL) -> Iterator[Script]:
     """Makes a client of a server that says certain pieces."""
-    opened: list[TestClient] = []
+    opened = ExitStack()
 
     def make(
         *pieces: Heard | float | Exception, settings: Settings | None = None
     ) -> tuple[TestClient, Scripted]:
         settings = settings or Settings()
-        engine = Scripted(served, thread, pieces, settings)
-        connected = TestClient(create_app(engine, settings), HERE)
-        opened.append(connected)
-        connected.__enter__()
-        return connected, engine
+        engine = Scripted(served, pieces, settings)
+        return opened.enter_context(connected_to(engine)), engine
 
-    yield make
-    for connected in opened:
-        connected.__exit__(None, None, None)
+    with opened:
+        yield make
 
 
 def says(text: str, index: int = 0, logprobs: tuple[TokenLogprob, ...] = ()) -> Heard:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -22,10 +21,9 @@ KEY = "a-key-of-the-operator"
 
 
 @pytest.fixture(scope="module")
-def app(tiny: QwenVL) -> Iterator[FastAPI]:
+def app(tiny: QwenVL) -> FastAPI:
     settings = Settings(api_keys=frozenset({KEY}))
-    with ThreadPoolExecutor(1) as pool:
-        yield create_app(Engine(tiny, pool, settings), settings)
+    return create_app(Engine(lambda: tiny, settings, "tiny"), settings)
 
 
 def paths(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:

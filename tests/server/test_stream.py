@@ -124,7 +124,7 @@ def test_signs_of_life_tell_how_far_the_prompt_is() -> None:
         answer, ticket, _ = stream(silence(), keepalive_s=0.01)
         task = asyncio.ensure_future(answer(SCOPE, wire.receive, wire.send))
         await until(lambda: ": waiting\n\n" in wire.text)
-        ticket.progress = (512, 1230)
+        ticket._progress = lambda: (512, 1230)
         await until(lambda: ": prefill 512/1230\n\n" in wire.text)
         wire.gone.set()
         await task

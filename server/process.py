@@ -1,0 +1,107 @@
+"""The server as a process: its port, its signals and how it ends.
+
+The first SIGTERM or SIGINT lets running answers finish, for a while; the second ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.vlm import QwenVL
+
+from .app import create_app
+from .engine import Engine
+from .listen import uvicorn_config
+from .settings import Settings
+
+END_S = 10.0  # for what is left after the answers have ended, in seconds
+
+
+def serve(load: Callable[[], QwenVL], settings: Settings, name: str) -> None:
+    """Serve a model until a signal, or until it cannot go on.
+
+    Args:
+        load: Loads the model.
+        settings: The operator's.
+        name: What the model is called.
+
+    Raises:
+        QwenVLError: The port is taken, the model cannot be loaded, or the engine failed.
+    """
+    # A port that is taken is told before anything large is downloaded or loaded.
+    with listener(settings.host, settings.port) as sock:
+        engine = Engine(load, settings, name, on_failure=lambda: server.end())
+        server = _Server(uvicorn_config(create_app(engine, settings), settings), engine, sock)
+        server.run(sockets=[sock])
+    if not engine.worker.stop(0):
+        # A step or a download that cannot be broken off; nobody waits for it.
+        _leave(1 if engine.failure else 0)
+    if isinstance(engine.failure, QwenVLError):
+        raise engine.failure
+    if engine.failure is not None:
+        raise QwenVLError(f"the engine failed: {type(engine.failure).__name__}; see above")
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OptionError: There is no such port.
+        QwenVLError: It is taken, or not ours to take.
+    """
+    if not 0 <= port < 2**16:
+        raise OptionError(f"--port is {port}, expected a number from 0 to {2**16 - 1}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or "I/O error").split(" (")[0]  # Python adds the address
+        raise QwenVLError(f"{host}:{port} cannot be listened on: {reason}") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with our signals."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, sock: socket.socket) -> None:
+        config.timeout_graceful_shutdown = max(1, round(engine.settings.drain_s))
+        super().__init__(config)
+        self._engine, self._sock = engine, sock
+
+    def end(self) -> None:
+        """Take no requests any more and end once the last answer is out."""
+        self._engine.drain()
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Obey a signal. It is not raised again afterwards, so that a clean end is exit code 0."""
+        if self.should_exit:
+            _leave(128 + sig)
+        print(f"{signal.Signals(sig).name}: ending; once more ends at once", file=sys.stderr)
+        self.end()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            host, port = self._sock.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(
+                f"mlx-qwenvl serves {self._engine.name} at http://{shown}:{port}/v1",
+                file=sys.stderr,
+            )
+
+
+def _leave(code: int) -> None:
+    """End the process now, whatever its threads do."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,173 @@
+"""The engine's thread. It loads the model, steps the scheduler and lets the model go.
+
+Nothing else touches MLX. Work comes in through a queue that is emptied before every step, so what
+is withdrawn is gone within one step; what came of a step goes out in one piece.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.engine.scheduler import Event, Job, Scheduler
+from mlx_qwenvl.engine.telling import Stopwatch
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.vlm import QwenVL
+
+log = logging.getLogger("mlx_qwenvl.server")
+
+
+class Worker:
+    """One thread and what it owns.
+
+    Args:
+        load: Loads the model; called in the thread, again after every `unload`.
+        max_running: Answers that are computed side by side.
+        loaded: Called in the thread with the model, or with what went wrong.
+        told: Called in the thread with what came of a step.
+        crashed: Called in the thread with what escaped from a step; its jobs are lost.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], QwenVL],
+        max_running: int,
+        loaded: Callable[[QwenVL | Exception], None],
+        told: Callable[[Sequence[Event]], None],
+        crashed: Callable[[Exception], None],
+    ) -> None:
+        self._load, self._max_running = load, max_running
+        self._loaded, self._told, self._crashed = loaded, told, crashed
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._vlm: QwenVL | None = None
+        self._ended = False
+        self.scheduler: Scheduler | None = None
+        self.working_since: float | None = None  # of the step that is under way
+        self.active_bytes = 0  # that MLX holds, as of the last step
+
+    def start(self) -> None:
+        """Start the thread, which loads the model first."""
+        self._thread.start()
+        self.load()
+
+    def load(self) -> None:
+        """Load the model."""
+        self._inbox.put(self._do_load)
+
+    def unload(self) -> None:
+        """Let the model and all that is kept of earlier questions go."""
+        self._inbox.put(self._do_unload)
+
+    def add(
+        self,
+        prompt: Prompt,
+        options: Options,
+        watch: Stopwatch,
+        n: int,
+        answer: Callable[[Job | Exception], None],
+    ) -> None:
+        """Queue a question.
+
+        Args:
+            prompt: What is asked.
+            options: The call's.
+            watch: Started by the caller.
+            n: Answers to it.
+            answer: Called in the thread with the job, or with why it is refused.
+        """
+
+        def work() -> None:
+            try:
+                if self.scheduler is None:
+                    raise RuntimeError("a question came while there was no model")
+                job = self.scheduler.add(prompt, options, watch, n=n)
+            except Exception as error:
+                answer(error)
+            else:
+                answer(job)
+
+        self._inbox.put(work)
+
+    def cancel(self, job: Job) -> None:
+        """Withdraw a question."""
+
+        def work() -> None:
+            if self.scheduler is not None:
+                self.scheduler.cancel(job)
+
+        self._inbox.put(work)
+
+    def stop(self, seconds: float) -> bool:
+        """End the thread; give whether it has ended in time."""
+
+        def work() -> None:
+            self._ended = True
+
+        self._inbox.put(work)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._empty_inbox()
+            if self.scheduler is not None and not self.scheduler.is_idle and not self._ended:
+                self._step()
+        self._do_unload()
+        # A thread that ends with streams of its own may take the process down when that exits.
+        mx.clear_streams()
+
+    def _empty_inbox(self) -> None:
+        if self.scheduler is None or self.scheduler.is_idle:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _step(self) -> None:
+        assert self.scheduler is not None
+        self.working_since = time.monotonic()
+        try:
+            told = self.scheduler.step()
+        except Exception as error:
+            log.critical("the engine failed", exc_info=error)
+            self._forget_all()
+            self._crashed(error)
+        else:
+            if told:
+                self._told(told)
+        finally:
+            self.working_since = None
+            self.active_bytes = mx.get_active_memory()
+
+    def _do_load(self) -> None:
+        try:
+            self._vlm = self._load()
+            self.scheduler = self._vlm.scheduler(self._max_running)
+        except Exception as error:
+            self._do_unload()
+            self._loaded(error)
+        else:
+            self.active_bytes = mx.get_active_memory()
+            self._loaded(self._vlm)
+
+    def _do_unload(self) -> None:
+        if self._vlm is not None:
+            self._vlm.grammars.close()
+        self._vlm = self.scheduler = None
+        gc.collect()  # modules refer to each other in circles
+        mx.clear_cache()
+        self.active_bytes = mx.get_active_memory()
+
+    def _forget_all(self) -> None:
+        """Begin anew after a failure, with nothing that it may have left half done."""
+        assert self._vlm is not None
+        self._vlm.stores.make_room(2**63)
+        self.scheduler = self._vlm.scheduler(self._max_running)
+        mx.clear_cache()
