@@ -25,7 +25,7 @@ class Compiler:
         tokenizer: The checkpoint's.
         end_ids: Tokens that end an answer.
         width: V, the logits' width.
-        seconds: That one grammar may take.
+        seconds: That one grammar may be tried for; compiling it takes as long again at most.
         kept_bytes: Of compiled grammars to keep.
     """
 
@@ -50,7 +50,7 @@ class Compiler:
     def compile(self, grammar: Grammar) -> Compiled:
         """Make a grammar ready for use.
 
-        It takes milliseconds as a rule, and never much more than the time that one may take.
+        It takes milliseconds as a rule; who must not wait asks from a thread.
 
         Raises:
             OptionError: The grammar is not valid, cannot be satisfied, or is too large, or

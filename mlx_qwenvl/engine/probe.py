@@ -26,7 +26,8 @@ COMPILE_STACK = 8 * 2**20  # bytes; whoever compiles it after us has more
 WALK_STACK = 512 * 2**10  # bytes; what a thread has on macOS, where answers are followed
 WALK_BYTES = 24  # of text to follow
 STEP_S = 0.25  # of computing that the mask of one token may take
-MOST_BYTES = 2 * 2**30  # of address space
+MOST_BYTES = 2**30  # of address space; macOS does not hold us to it
+MOST_RESIDENT_BYTES = 512 * 2**20  # with one grammar
 LAST_BYTES = 256 * 2**20  # resident, after which a new process is better
 END = 256  # the token behind the 256 bytes
 
@@ -43,7 +44,7 @@ class _Bytes:
         return list(text)
 
 
-def main(library: str, seconds: int, states: int) -> None:
+def main(library: str, seconds: float, states: int) -> None:
     """Answer questions until there are no more.
 
     Args:
@@ -70,11 +71,9 @@ def main(library: str, seconds: int, states: int) -> None:
     is_last = False
     while not is_last and (head := questions.read(4)):
         grammar = questions.read(struct.unpack("<I", head)[0]).decode()
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        with contextlib.suppress(ValueError, OSError):
-            most = int(used.ru_utime + used.ru_stime) + seconds + 1
-            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing; its signal ends us
         error = _fault(compiled, grammar)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         is_last = _resident_bytes() > LAST_BYTES
         _say(replies, error, is_last=is_last)
 
@@ -86,7 +85,8 @@ def _fault(compiled: Callable[[str], Any], grammar: str) -> str:
         return "is not valid"
     if matcher.is_error():
         return str(matcher.get_error())
-    return str(_in_thread(WALK_STACK, lambda: _walk(matcher)))
+    error = str(_in_thread(WALK_STACK, lambda: _walk(matcher)))
+    return "memory limit" if _resident_bytes() > MOST_RESIDENT_BYTES else error
 
 
 def _walk(matcher: Any) -> str:
@@ -131,4 +131,4 @@ def _say(replies: BinaryIO, error: str, *, is_last: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import selectors
+import signal
 import struct
 import subprocess
 import sys
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from mlx_qwenvl.errors import OptionError
 
-TRIAL_S = 5.0  # seconds that a grammar may take
+TRIAL_S = 2.5  # seconds of computing; compiling it afterwards takes as long again
+WALL = 2.0  # times as many seconds may pass, on a machine that has other work
 START_S = 30.0  # seconds in which a process has to be ready on a busy machine
 MOST_PROCESSES = 4
 PROBE = Path(__file__).with_name("probe.py")
@@ -28,7 +29,7 @@ class Trials:
 
     Args:
         states: That a grammar's lexer may have.
-        seconds: That a grammar may take.
+        seconds: Of computing that a grammar may take.
     """
 
     def __init__(self, states: int, seconds: float = TRIAL_S) -> None:
@@ -51,17 +52,15 @@ class Trials:
         Raises:
             OptionError: It took too long, or too many others are being tried.
         """
-        if not self._room.acquire(timeout=self._seconds):
+        if not self._room.acquire(timeout=WALL * self._seconds):
             raise OptionError("too many grammars are being compiled at once; try again")
         try:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
-            if process is not None:
-                said = self._ask(process, text)
-                if said is not None:
-                    return said
-                # It may have died of something else while it was idle.
-            return self._ask(_Process(self._states, self._seconds), text)
+            if process is not None and process.has_died:
+                process.end()
+                process = None
+            return self._ask(process or _Process(self._states, self._seconds), text)
         finally:
             self._room.release()
 
@@ -94,7 +93,7 @@ class _Process:
         self._seconds = seconds
         library = str(Path(llguidance.__file__).parents[1])
         self._popen = subprocess.Popen(
-            [sys.executable, "-I", str(PROBE), library, str(math.ceil(seconds)), str(states)],
+            [sys.executable, "-I", str(PROBE), library, str(seconds), str(states)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -102,12 +101,19 @@ class _Process:
         )
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._in, self._out = self._popen.stdin.fileno(), self._popen.stdout.fileno()
-        try:
-            if self._line(START_S) is None:
-                raise OptionError("grammars cannot be compiled: the process for it did not start")
-        except OptionError:
+        ready = None
+        with contextlib.suppress(OptionError):
+            ready = self._line(START_S)
+        if ready is None:
             self.end()
-            raise
+            raise OptionError(
+                "no grammar can be compiled: the process that tries them is not there"
+            )
+
+    @property
+    def has_died(self) -> bool:
+        """Whether something ended it."""
+        return self._popen.poll() is not None
 
     def ask(self, text: str) -> dict[str, object] | None:
         """What it says of a grammar, or None where it died of it.
@@ -118,7 +124,16 @@ class _Process:
         data = text.encode()
         with contextlib.suppress(BrokenPipeError):
             _write(self._in, struct.pack("<I", len(data)) + data)
-        return self._line(self._seconds)
+        said = self._line(WALL * self._seconds)
+        if said is None and self._popen.wait() == -signal.SIGPROF:
+            raise self._too_slow
+        return said
+
+    @property
+    def _too_slow(self) -> OptionError:
+        return OptionError(
+            f"the grammar takes more than {self._seconds:g} s to compile; make it simpler"
+        )
 
     def _line(self, seconds: float) -> dict[str, object] | None:
         deadline = time.monotonic() + seconds
@@ -127,9 +142,7 @@ class _Process:
             selector.register(self._out, selectors.EVENT_READ)
             while not data.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise OptionError(
-                        f"the grammar took more than {seconds:g} s to compile; make it simpler"
-                    )
+                    raise self._too_slow
                 piece = os.read(self._out, 65536)
                 if not piece:
                     return None
