@@ -295,10 +295,10 @@ def chain(length: int) -> Json:
 
 COSTLY = "too complex|takes more than"  # on a busy machine the clock may be first
 REFUSED = {
-    "invalid": (schema({"type": "something"}), "the JSON schema is not valid"),
+    "invalid": (schema({"type": "something"}), "names a type that is none of JSON's"),
     "no JSON": (Grammar("json_schema", "{"), "no JSON object"),
     "no object": (Grammar("json_schema", "[1]"), "no JSON object"),
-    "no such definition": (schema({"$ref": "#/$defs/none"}), "not valid"),
+    "no such definition": (schema({"$ref": "#/$defs/none"}), "a definition that it does not have"),
     "remote reference": (schema({"$ref": "http://localhost:1/x.json"}), "another document"),
     "file reference": (schema({"$ref": "file:///etc/passwd"}), "another document"),
     "itself": (schema({"$ref": "#"}), "lets no text through"),
@@ -307,6 +307,8 @@ REFUSED = {
     "stack overflow": (schema(chain(3000)), "too complex"),
     "unsatisfiable": (schema({"type": "string", "enum": [1]}), "cannot be satisfied"),
     "empty range": (schema({"type": "integer", "minimum": 5, "maximum": 3}), "cannot be satisfied"),
+    "oneOf": (schema({"oneOf": [{"type": "integer"}, {"minimum": 3}]}), "expected anyOf"),
+    "properties": (schema({"type": "object", "properties": 5}), "the JSON schema is not valid"),
     "keyword": (schema({"type": "array", "uniqueItems": True}), "uses uniqueItems"),
     "lenient": (
         schema({"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}),

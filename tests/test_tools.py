@@ -278,7 +278,13 @@ def test_what_may_not_be_written(
 def test_keywords_that_cannot_be_enforced_are_an_error_for_strict_tools_only(
     compiler: Compiler,
 ) -> None:
-    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    odd: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "array", "uniqueItems": True},
+            "b": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        },
+    }
     grammar = grammar_for([Tool("odd", "", odd)], AUTO)
     assert grammar is not None and compiler.start(grammar).may_end
     strict = grammar_for([Tool("odd", "", odd, strict=True)], AUTO)

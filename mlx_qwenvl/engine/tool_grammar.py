@@ -55,5 +55,5 @@ def _start(choice: ToolChoice) -> str:
 def _arguments(tool: Tool, loose: bool) -> str:
     """The schema of a call's arguments, in the form in which JSON is written here."""
     schema = ANY_OBJECT if loose and not tool.strict else tool.parameters
-    form = {**JSON_FORM, "lenient": not tool.strict}
+    form = {**JSON_FORM, "lenient": not tool.strict, "coerce_one_of": not tool.strict}
     return as_json({**schema, "type": "object", "x-guidance": form}, f"tool {tool.name}")
