@@ -33,9 +33,9 @@ from mlx_qwenvl.engine.stores import Stores, disk_folder
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import DEFAULT_LIMITS, ImageSource, MediaLimits
-from mlx_qwenvl.inputs.messages import ImagePart, Message, question_messages
+from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, question_messages
 from mlx_qwenvl.inputs.processor import Processor
-from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt
+from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_length
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
@@ -314,7 +314,10 @@ class QwenVL:
         Raises:
             MediaError: A picture cannot be read.
             PromptError: Nothing was asked.
+            ContextError: The text is far longer than the model's context.
         """
+        texts = [part.text for turn in turns for part in turn.parts if isinstance(part, TextPart)]
+        check_length(texts, self.tokenizer, self.config.text.max_position_embeddings)
         built = build_prompt(
             turns, self.template, self.tokenizer, lambda part: self.open(part, options, limits)
         )

@@ -327,7 +327,9 @@ class Engine:
             if computes and call.grammar is not None:
                 vlm.grammars.compile(call.grammar)
             if call.text is not None:
-                return text_prompt(call.text, vlm.tokenizer)
+                return text_prompt(
+                    call.text, vlm.tokenizer, vlm.config.text.max_position_embeddings
+                )
             return vlm.prompt(call.messages, options, self._media.limits())
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, work), options

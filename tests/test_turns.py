@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from mlx_qwenvl import PromptError, QwenVL
+from mlx_qwenvl import ContextError, PromptError, QwenVL
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.inputs.messages import parse_messages
 from mlx_qwenvl.inputs.prompt import text_prompt
+from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from tests.golden.tiny import picture
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -113,10 +114,10 @@ def test_text_is_one_question(tiny: QwenVL) -> None:
 
 
 def test_bare_text_gets_no_template(tiny: QwenVL) -> None:
-    prompt = text_prompt("Q <|im_end|>", tiny.tokenizer)
+    prompt = text_prompt("Q <|im_end|>", tiny.tokenizer, 100)
     assert prompt.token_ids.tolist() == tiny.tokenizer.encode("Q <|im_end|>")
     ids = tuple(prompt.token_ids.tolist())
-    assert text_prompt(ids, tiny.tokenizer).token_ids.tolist() == list(ids)
+    assert text_prompt(ids, tiny.tokenizer, 100).token_ids.tolist() == list(ids)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +132,25 @@ def test_marks_before_a_question_with_pictures_are_left_out(tiny: QwenVL, mark: 
     assert marked.usage == plain.usage
     spelled = tiny.generate(f"{mark}Q", max_tokens=1).usage.prompt_tokens
     assert spelled > tiny.generate("Q", max_tokens=1).usage.prompt_tokens
+
+
+def test_text_far_beyond_the_context_is_refused_before_it_is_tokenized(
+    tiny: QwenVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = tiny.config.text.max_position_embeddings
+
+    def encode(_: Tokenizer, text: str) -> list[int]:
+        raise AssertionError(f"{len(text)} characters were tokenized")
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    with pytest.raises(
+        ContextError, match=f"at least [0-9]+ tokens, the model's context {context}"
+    ):
+        tiny.generate("a" * 10_000_000)
+    with pytest.raises(ContextError, match="at least"):
+        text_prompt("a" * 10_000_000, tiny.tokenizer, context)
+
+
+@pytest.mark.parametrize("text", ["", "a", " " * 500, "What is shown?", "\u1112\u1161\u11ab" * 99])
+def test_no_text_has_fewer_tokens_than_it_is_said_to_have(tiny: QwenVL, text: str) -> None:
+    assert tiny.tokenizer.least_tokens(text) <= len(tiny.tokenizer.encode(text))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mlx_qwenvl.errors import CheckpointError, PromptError
+from mlx_qwenvl.errors import CheckpointError, ContextError, PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
@@ -177,17 +177,39 @@ def build_prompt(
     return _tokens(pieces, [open_image(part) for part in images], tokenizer)
 
 
-def text_prompt(text: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
+def check_length(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
+    """Refuse text that is beyond the model's context whatever its tokens are.
+
+    Args:
+        texts: Of one prompt.
+        tokenizer: The checkpoint's.
+        context: Tokens that a prompt may have.
+
+    Raises:
+        ContextError: It is.
+    """
+    least = sum(tokenizer.least_tokens(text) for text in texts)
+    if least > context:
+        raise ContextError(
+            f"the prompt has at least {least} tokens, the model's context {context}; shorten it"
+        )
+
+
+def text_prompt(text: str | Sequence[int], tokenizer: Tokenizer, context: int) -> Prompt:
     """A prompt of bare text, or of its tokens, without a template.
 
     Args:
         text: What to go on with; nothing in it is special. Token ids are taken as they are.
         tokenizer: The checkpoint's.
+        context: Tokens that a prompt may have.
 
     Raises:
+        ContextError: The text is far longer.
         PromptError: There is no text, or a token that the vocabulary has not or that only a
             picture may have.
     """
+    if isinstance(text, str):
+        check_length([text], tokenizer, context)
     ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
     if not ids:
         raise PromptError("the prompt is empty; expected some text", "prompt")
