@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
-from server.engine import Engine
 from tests.server.conftest import HERE, Script, body, ends, says
 
 PATHS = [
@@ -34,9 +33,9 @@ def test_the_model_is_listed(client: TestClient, path: str, script: Script) -> N
     assert client.head(path).status_code == 200
 
 
-def test_a_model_is_found_by_its_name(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "name", "Qwen/Qwen2-VL-2B-Instruct")
-    client, _ = script()
+def test_a_model_is_found_by_its_name(script: Script) -> None:
+    client, engine = script()
+    engine.name = "Qwen/Qwen2-VL-2B-Instruct"
     for name in ("Qwen/Qwen2-VL-2B-Instruct", "Qwen%2FQwen2-VL-2B-Instruct", "default"):
         found = client.get(f"/v1/models/{name}")
         assert found.status_code == 200 and found.json()["id"] == "Qwen/Qwen2-VL-2B-Instruct"
