@@ -9,6 +9,7 @@ B counts sequences, V is the vocabulary's size.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -35,12 +36,15 @@ class Sampled(NamedTuple):
         logprob: Its log-probability under the model, a scalar, or None where not asked for.
         top_tokens: The likeliest ids [n], likeliest first, or None.
         top_logprobs: Their log-probabilities [n], or None.
+        witness: One of the model's logits [1, 1] where the likeliest was taken, which is a token
+            also where all of them are NaN.
     """
 
     token: mx.array
     logprob: mx.array | None = None
     top_tokens: mx.array | None = None
     top_logprobs: mx.array | None = None
+    witness: mx.array | None = None
 
     @property
     def token_id(self) -> int:
@@ -50,7 +54,8 @@ class Sampled(NamedTuple):
             QwenVLError: There was nothing to draw from.
         """
         token = int(np.array(self.token))
-        if token == NO_TOKEN:
+        lost = self.witness is not None and not math.isfinite(float(np.array(self.witness)[0, 0]))
+        if lost or token == NO_TOKEN:
             raise QwenVLError("the model computed NaN or infinity, expected logits")
         return token
 
@@ -151,7 +156,8 @@ def draw(logits: mx.array, samplers: Sequence[Sampler], ops: Ops) -> list[Sample
     if any(sampler.adjusts for sampler in samplers):
         rows = [sampler.adjusted(row) for sampler, row in zip(samplers, raw, strict=True)]
         adjusted = mx.stack(rows) if len(rows) > 1 else rows[0][None]  # spares a copy
-    if all(sampler.is_greedy for sampler in samplers):
+    takes_likeliest = all(sampler.is_greedy for sampler in samplers)
+    if takes_likeliest:
         tokens = mx.argmax(adjusted, axis=-1)
     else:
         scale, filters = settings_of(tuple(sampler.options.sampling for sampler in samplers))
@@ -161,11 +167,12 @@ def draw(logits: mx.array, samplers: Sequence[Sampler], ops: Ops) -> list[Sample
     for i, (sampler, token) in enumerate(zip(samplers, tokens, strict=True)):
         sampler.count(token)
         options = sampler.options
+        witness = raw[i : i + 1, :1] if takes_likeliest else None  # a view; raw[i] is a launch
         if options.logprobs:
-            row = raw[i : i + 1].reshape(-1)  # a view; raw[i] is a launch
-            drawn.append(_with_logprobs(token, row, options.top_logprobs))
+            row = raw[i : i + 1].reshape(-1)
+            drawn.append(_with_logprobs(token, row, options.top_logprobs, witness))
         else:
-            drawn.append(Sampled(token))
+            drawn.append(Sampled(token, witness=witness))
     return drawn
 
 
@@ -192,14 +199,16 @@ def settings_of(samplings: tuple[Sampling, ...]) -> tuple[mx.array, Filters]:
     return mx.array(scale, dtype=mx.float32), filters
 
 
-def _with_logprobs(token: mx.array, raw: mx.array, count: int) -> Sampled:
+def _with_logprobs(
+    token: mx.array, raw: mx.array, count: int, witness: mx.array | None
+) -> Sampled:
     """A token drawn from raw logits [V], with the model's own log-probabilities."""
     logprobs = raw - mx.logsumexp(raw)
     if count == 0:
-        return Sampled(token, logprobs[token])
+        return Sampled(token, logprobs[token], witness=witness)
     top = mx.argpartition(-logprobs, kth=count - 1)[:count]
     top = top[mx.argsort(-logprobs[top])]
-    return Sampled(token, logprobs[token], top, logprobs[top])
+    return Sampled(token, logprobs[token], top, logprobs[top], witness)
 
 
 def _dense_bias(options: Options, vocabulary: int) -> mx.array | None:
