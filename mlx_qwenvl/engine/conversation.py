@@ -120,6 +120,7 @@ class Conversation:
         """Another conversation that begins with the first `length` tokens of this one."""
         other = Conversation.__new__(Conversation)
         positions = Positions()
+        positions.rope_delta = self.positions.rope_delta  # where it goes on from the very end
         other.kv = self.kv
         other.cache = [layer.copy(positions, length) for layer in self.cache]
         other._fed, other._slots = self._fed[:length], self._slots

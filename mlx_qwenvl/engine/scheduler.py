@@ -316,6 +316,7 @@ class Scheduler:
                 raise
             self._fail(self._of[id(members[0])][0], _fault(error), events)
             return
+        self.slices.mark()
         for member, sampled in told:
             job, index = self._of.get(id(member), (None, 0))
             if job is not None:  # else another of its answers has failed
