@@ -35,6 +35,7 @@ from .refused import Refused
 from .settings import Settings
 
 DRAIN_S = 2.0  # seconds; a client that still sends hears no answer on a connection that is reset
+SMALL_BYTES = 128 * 2**10  # bytes of a body that is read in less than a millisecond or two
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ANSWER_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -112,7 +113,10 @@ class Guard:
         if body is None:
             return None
         try:
-            parse_json(body)
+            if len(body) > SMALL_BYTES:
+                await asyncio.to_thread(parse_json, body)  # streams to others go on meanwhile
+            else:
+                parse_json(body)
         except BodyError as error:
             return await _refuse(Refused(400, str(error), "invalid_json"), scope, None, send)
         rest = [body]

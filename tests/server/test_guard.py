@@ -371,6 +371,8 @@ def test_lengths_that_are_none_are_refused(echo: Echo, length: bytes) -> None:
         (b"[" * 101 + b"]" * 101, "nested deeper than 100 levels"),
         (b"[" * 1_000_000, "not JSON|nested deeper"),
         (b"[" + b"[]," * 600_000 + b"1]", "more than 1000000 values"),
+        (b"[" + b'"",' * 2_100_000 + b"1]", "more than 1000000 values"),
+        (b'{"' + b'":1,"'.join(b"%d" % i for i in [*range(200_000), 7]) + b'":1}', "'7' twice"),
     ],
     ids=lambda value: repr(value[:24]),
 )
@@ -389,6 +391,7 @@ def test_what_is_no_sound_json_is_a_400(
     "body",
     [b"\xef\xbb\xbf{}", b'{"a": "\\ud83d\\ude00"}', '{"ä": "日本"}'.encode(), b'"\\u0000"',
      b"[" * 100 + b"]" * 100, b'"' + b"[,{" * 1_000_000 + b'"',
+     b'"' + rb"\\,\"[" * 1_000_000 + b'"',
      b"[1e308, -0.0, 12345678901234567890]"],
     ids=lambda body: repr(body[:24]),
 )  # fmt: skip
