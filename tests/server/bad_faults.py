@@ -9,7 +9,13 @@ WEIGHTS = "tests/test_weights.py::test_"
 HUB = "tests/test_hub.py::test_"
 DISK = "tests/test_disk_cache.py::test_"
 
+HERE = "tests/server/test_faults.py::test_"
+
 FAULTS: dict[int, Row] = {
+    128: (
+        Elsewhere(f"{HERE}memory_that_runs_out_fails_its_request_and_no_other"),
+        Elsewhere(f"{HERE}a_fault_while_decoding_ends_the_stream_in_an_error"),
+    ),
     135: (
         Elsewhere(f"{CONVERT}a_disk_that_becomes_full_is_told_and_resumed_when_there_is_room"),
         Elsewhere(f"{CONVERT}a_disk_without_room_is_told_before_anything_is_written"),
@@ -47,4 +53,5 @@ FAULTS: dict[int, Row] = {
         Elsewhere(f"{HUB}offline_uses_the_copy_and_says_when_there_is_none"),
         Elsewhere(f"{HUB}unreachable_hub_is_one_line"),
     ),
+    142: (Elsewhere(f"{HERE}a_clock_that_jumps_disturbs_nobody"),),
 }

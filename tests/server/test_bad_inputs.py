@@ -95,7 +95,10 @@ class Listener:
             assert self._changed.wait_for(lambda: len(self._heard) > count, timeout=30)
             return self._heard[count:]
 
-    def end(self) -> None:
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(30)
@@ -115,10 +118,11 @@ def client(live: Live) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def listener(live: Live) -> Iterator[Listener]:
-    with httpx2.Client(base_url=live.url, timeout=60, trust_env=False) as connected:
-        beside = Listener(connected)
+    with (
+        httpx2.Client(base_url=live.url, timeout=60, trust_env=False) as connected,
+        Listener(connected) as beside,
+    ):
         yield beside
-        beside.end()
 
 
 def test_every_number_has_its_row() -> None:
