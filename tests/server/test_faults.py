@@ -14,8 +14,8 @@ import httpx2
 import mlx.core as mx
 import pytest
 
-from mlx_qwenvl.models.text import TextModel
-from mlx_qwenvl.models.vision import VisionTransformer
+from mlx_qwenvl.models.text import DecoderLayer
+from mlx_qwenvl.models.vision import VisionBlock
 from server.settings import Settings
 from tests.clients.asking import SHOWN, data_url, seen
 from tests.live import Live, serve
@@ -88,7 +88,7 @@ def _objects(told: httpx2.Response) -> list[str]:
 @pytest.mark.parametrize("error", [RuntimeError(FULL), MemoryError()], ids=["MLX", "Python"])
 @pytest.mark.parametrize(
     ("what", "fits"),
-    [(VisionTransformer, any_call), (TextModel, of_a_prompt)],
+    [(VisionBlock, any_call), (DecoderLayer, of_a_prompt)],
     ids=["the tower", "the prompt"],
 )
 def test_memory_that_runs_out_fails_its_request_and_no_other(
@@ -102,7 +102,7 @@ def test_memory_that_runs_out_fails_its_request_and_no_other(
         picture = seen(data_url("three.png"), f"{time.monotonic_ns()} What can you see here?")
         body = {"messages": picture, "temperature": 0, "stream": stream, "cache": False}
         told = client.post(CHAT, json=body)
-        assert fault.raised == 1
+        assert fault.raised == 1, told.text
         assert set(beside.settle(count)) == {beside.expected}
     assert told.status_code == 503 or stream, told.text
     (error_,) = [json.loads(line)["error"] for line in _objects(told) if '"error"' in line]
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_fails_its_request_and_no_other(
 def test_a_fault_while_decoding_ends_the_stream_in_an_error(
     client: httpx2.Client, error: Exception
 ) -> None:
-    fault = Once(TextModel, of_one_token, error)
+    fault = Once(DecoderLayer, of_one_token, error)
     with pytest.MonkeyPatch.context() as patch:
         fault.put(patch)
         told = client.post(CHAT, json=ask(stream=True))
