@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.fuzz.coverage import Coverage
 from benchmarks.fuzz.target import Target, Verdict, judge
 
-FRESH = 0.3  # share of inputs that are made of the corpus's newest
+GOOD, FRESH = 0.4, 0.2  # shares of inputs that are made of good ones and of the newest
 NEWEST = 20  # inputs
 MAX_CORPUS = 4000  # inputs
 
@@ -62,6 +62,7 @@ def fuzz(
     """
     drawn = random.Random(seed)
     corpus = target.seeds()
+    good = len(corpus)
     found = Found()
     begin = time.perf_counter()
 
@@ -78,7 +79,7 @@ def fuzz(
         for data in list(corpus):
             run(data)
         while not most(found):
-            data = target.mutate(drawn, _chosen(drawn, corpus), drawn.choice(corpus))
+            data = target.mutate(drawn, _chosen(drawn, corpus, good), drawn.choice(corpus))
             if run(data) and len(corpus) < MAX_CORPUS:
                 corpus.append(data)
             found.seconds = time.perf_counter() - begin
@@ -88,8 +89,12 @@ def fuzz(
     return found
 
 
-def _chosen(drawn: random.Random, corpus: list[bytes]) -> bytes:
-    return drawn.choice(corpus[-NEWEST:] if drawn.random() < FRESH else corpus)
+def _chosen(drawn: random.Random, corpus: list[bytes], good: int) -> bytes:
+    """Changes of changes are refused early, so good inputs are gone back to again and again."""
+    at = drawn.random()
+    return drawn.choice(
+        corpus[:good] if at < GOOD else corpus[-NEWEST:] if at < GOOD + FRESH else corpus
+    )
 
 
 def _count(found: Found, verdict: Verdict, data: bytes) -> None:
