@@ -94,7 +94,11 @@ class ToolCallParser:
         self.count = 0
         self.is_open = False
         self._state: _State = "text"
-        self._held = ""  # not given yet
+        self._held = ""  # after a mark, not given yet
+        # Not given yet beside calls: white space, and what may be the beginning of a mark. They are
+        # not looked through again: a model can go on with white space for thousands of tokens.
+        self._space: list[str] = []
+        self._mark = ""
         self._nesting = _Nesting()
         self._events: list[ToolEvent] = []
         self._after_call = False  # so that white space is not text yet
@@ -109,7 +113,7 @@ class ToolCallParser:
         """What the text was that was held back; call once, at the answer's end."""
         held, self._held = self._held, ""
         if self._state == "text":
-            self._say(held)
+            self._say(self._take_held())
         elif self._state == "head":
             named = _NAMED.match(held)
             name = None if named is None else _string(named[1])
@@ -144,7 +148,7 @@ class ToolCallParser:
             # No JSON has this; a brace is missing before the closing mark.
             if self._state == "foot":
                 self._end()
-            self._state, self._held, self._after_call = "behind", letter, True
+            self._state, self._mark, self._after_call = "behind", letter, True
         elif self._state == "arguments":
             self._events.append(CallPiece(self.count - 1, letter))
             if self._nesting.feed(letter):
@@ -153,18 +157,23 @@ class ToolCallParser:
             self._end()
 
     def _read_text(self, letter: str) -> None:
-        self._held += letter
-        mark = self._held.lstrip()
-        if mark == CALL_BEGIN:
-            self._held, self._state, self._nesting = "", "head", _Nesting()
-        elif not CALL_BEGIN.startswith(mark):
-            # It is text, up to what may yet be white space before a mark, or its beginning.
-            keep = re.search(r"\s*(<[a-z_]*)?$", self._held)
-            cut = len(self._held) if keep is None else keep.start()
-            if keep is not None and not CALL_BEGIN.startswith(keep[1] or ""):
-                cut = len(self._held)
-            self._say(self._held[:cut])
-            self._held = self._held[cut:]
+        if CALL_BEGIN.startswith(self._mark + letter):
+            self._mark += letter
+            if self._mark == CALL_BEGIN:
+                self._take_held()
+                self._state, self._nesting = "head", _Nesting()
+        elif letter.isspace() and not self._mark:
+            self._space.append(letter)
+        elif letter.isspace() or letter == CALL_BEGIN[0]:
+            self._say(self._take_held())
+            self._read_text(letter)
+        else:
+            self._say(self._take_held() + letter)
+
+    def _take_held(self) -> str:
+        held = "".join(self._space) + self._mark
+        self._space, self._mark = [], ""
+        return held
 
     def _read_head(self, letter: str) -> None:
         self._held += letter
@@ -189,13 +198,16 @@ class ToolCallParser:
             self._say(raw)
 
     def _read_behind(self, letter: str) -> None:
-        self._held += letter
-        mark = self._held.lstrip()
-        if mark == CALL_END:
-            self._held, self._state = "", "text"
-        elif not CALL_END.startswith(mark):
+        if CALL_END.startswith(self._mark + letter):
+            self._mark += letter
+            if self._mark == CALL_END:
+                self._take_held()
+                self._state = "text"
+        elif letter.isspace() and not self._mark:
+            self._space.append(letter)
+        else:
             # The closing mark is missing.
-            held, self._held, self._state = self._held, "", "text"
+            held, self._state = self._take_held() + letter, "text"
             for each in held:
                 self._read(each)
 
