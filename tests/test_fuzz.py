@@ -22,10 +22,22 @@ from benchmarks.fuzz.target import Target, judge
 from benchmarks.fuzz.targets import SHARES, target_of
 from mlx_qwenvl.errors import MediaError
 
-INPUTS = {"pictures": 4000, "texts": 3000, "messages": 2000, "app": 500}
+INPUTS = {"pictures": 4000, "texts": 3000, "messages": 2000, "calls": 1000, "app": 500}
 CORPUS = Path(__file__).parent / "fuzz_corpus"
-GOOD = {"pictures": "picture", "texts": "picture", "messages": "messages", "app": "200"}
-BAD = {"pictures": "MediaError", "texts": "MediaError", "messages": "PromptError", "app": "400"}
+GOOD = {
+    "pictures": "picture",
+    "texts": "picture",
+    "messages": "messages",
+    "calls": "1 calls",
+    "app": "200",
+}
+BAD = {
+    "pictures": "MediaError",
+    "texts": "MediaError",
+    "messages": "PromptError",
+    "calls": "0 calls",
+    "app": "400",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

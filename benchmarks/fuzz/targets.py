@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz.parsers import MESSAGES
+from benchmarks.fuzz.parsers import CALLS, MESSAGES
 from benchmarks.fuzz.pictures import PICTURES
 from benchmarks.fuzz.target import Target
 from benchmarks.fuzz.texts import TEXTS
 
-SHARES = {"pictures": 3, "texts": 1, "messages": 1, "app": 4}
+SHARES = {"pictures": 3, "texts": 1, "messages": 1, "calls": 1, "app": 4}
 
 
 def target_of(name: str) -> Target:
@@ -16,4 +16,4 @@ def target_of(name: str) -> Target:
         from benchmarks.fuzz.app import APP
 
         return APP
-    return {target.name: target for target in (PICTURES, TEXTS, MESSAGES)}[name]
+    return {target.name: target for target in (PICTURES, TEXTS, MESSAGES, CALLS)}[name]
