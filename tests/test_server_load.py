@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.server_load import answers, kinds, soak, stall, throughput
-from benchmarks.server_load.asking import Heard
+from benchmarks.server_load.asking import longest_gap
 
 WHOLE = {
     "choices": [
@@ -120,11 +120,10 @@ def test_a_soak_fails_on_one_wrong_answer_and_on_anything_kept() -> None:
 
 
 def test_a_stall_is_the_longest_silence_that_touches_the_span() -> None:
-    heard = Heard(0.0, (1.0, 2.0, 5.0, 6.0, 10.0, 10.5), 6, "length", "x")
-    assert heard.first_s == 1.0
-    assert heard.longest_gap(2.5, 5.5) == 3.0
-    assert heard.longest_gap(5.5, 7.0) == 4.0  # it began before the span and ended behind it
-    assert heard.longest_gap(11.0, 12.0) == 0.0
+    moments = (1.0, 2.0, 5.0, 6.0, 10.0, 10.5)
+    assert longest_gap(moments, 2.5, 5.5) == 3.0
+    assert longest_gap(moments, 5.5, 7.0) == 4.0  # it began before the span and ended behind it
+    assert longest_gap(moments, 11.0, 12.0) == 0.0
 
 
 def test_percentiles_are_the_textbook_ones() -> None:
@@ -142,5 +141,6 @@ def test_tables_pair_ours_with_others_round_by_round() -> None:
     ]
     assert throughput.table(entries)[3].endswith("| 2 | 20 | 0.2 | 0.3 | 2.5 |")
     one = {"model": "demo", "row": "ours", "was_running": True, "stall_s": 0.25}
-    line = stall.table([one | {"median_gap_s": 0.002, "picture_first_s": 0.5}])[2]
-    assert line == "| demo | ours | 1 | 0.25 | 0.25 | 2 | 0.5 | 1 of 1 |"
+    one |= {"pieces_meanwhile": 7}
+    line = stall.table([one | {"usual_gap_s": 0.002, "picture_first_s": 0.5}])[2]
+    assert line == "| demo | ours | 1 | 0.25 | 0.25 | 2 | 7 | 0.5 | 1 of 1 |"

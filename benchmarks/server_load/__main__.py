@@ -27,7 +27,6 @@ from benchmarks.server_load.models import MODELS, endless
 from benchmarks.server_load.serving import ROWS, Served
 
 QUICK_ASKERS = (1, 4)
-QUICK_TOKENS = 60
 ROUNDS = 5
 
 
@@ -115,8 +114,7 @@ def _one(
 ) -> dict[str, Any]:
     try:
         if arguments.what == "stall":
-            tokens = QUICK_TOKENS if arguments.quick else stall.TOKENS[model]
-            return stall.measure(served, folder, tokens, round_)
+            return stall.measure(served, folder, round_)
         amount = throughput.QUICK if arguments.quick else throughput.AMOUNTS[model]
         return throughput.measure(served, folder, amount, askers, round_)
     except Exception as error:  # whatever it is, it is this measurement's result

@@ -7,7 +7,7 @@ import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,11 +44,6 @@ class Heard:
         """Seconds to the first piece of text."""
         return self.moments[0] - self.asked
 
-    def longest_gap(self, begin: float, end: float) -> float:
-        """Seconds of the longest silence of which a part lies between two moments."""
-        gaps = [(b - a) for a, b in pairwise(self.moments) if b > begin and a < end]
-        return max(gaps, default=0.0)
-
 
 def client(url: str) -> httpx2.AsyncClient:
     """A client that keeps as many connections as there are askers."""
@@ -71,13 +66,26 @@ def question(model: str, text: str, max_tokens: int, picture: str | None = None)
     }
 
 
-async def ask(connected: httpx2.AsyncClient, body: dict[str, Any]) -> Heard:
+def longest_gap(moments: Sequence[float], begin: float, end: float) -> float:
+    """Seconds of the longest silence of which a part lies between two moments."""
+    gaps = [b - a for a, b in pairwise(moments) if b > begin and a < end]
+    return max(gaps, default=0.0)
+
+
+async def ask(
+    connected: httpx2.AsyncClient, body: dict[str, Any], moments: list[float] | None = None
+) -> Heard:
     """Ask and listen to the end.
+
+    Args:
+        connected: To the server.
+        body: Of a streamed request.
+        moments: Where to note when pieces come, for those who look on meanwhile.
 
     Raises:
         RuntimeError: The answer is an error, or it broke off.
     """
-    moments: list[float] = []
+    moments = [] if moments is None else moments
     text, finish, tokens = "", "", 0
     asked = time.perf_counter()
     async with connected.stream("POST", "/v1/chat/completions", json=body) as response:
