@@ -199,9 +199,7 @@ def settings_of(samplings: tuple[Sampling, ...]) -> tuple[mx.array, Filters]:
     return mx.array(scale, dtype=mx.float32), filters
 
 
-def _with_logprobs(
-    token: mx.array, raw: mx.array, count: int, witness: mx.array | None
-) -> Sampled:
+def _with_logprobs(token: mx.array, raw: mx.array, count: int, witness: mx.array | None) -> Sampled:
     """A token drawn from raw logits [V], with the model's own log-probabilities."""
     logprobs = raw - mx.logsumexp(raw)
     if count == 0:

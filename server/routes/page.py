@@ -48,7 +48,8 @@ def page_routes(engine: Engine) -> APIRouter:
     """
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.head("/", include_in_schema=False)
+    @router.get("/")
     async def page(request: Request) -> Response:
         facts = {"model": engine.name, "version": __version__, "state": engine.state}
         if "application/json" in request.headers.get("accept", ""):

@@ -19,7 +19,8 @@ def status_routes(engine: Engine) -> APIRouter:
     """
     router = APIRouter(tags=["status"])
 
-    @router.api_route("/health", methods=["GET", "HEAD"])
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health")
     async def health() -> Response:
         """Whether questions are answered: 200, or 503 while loading, ending or dead.
 
@@ -36,7 +37,8 @@ def status_routes(engine: Engine) -> APIRouter:
         }
         return Json(body, 200 if is_well else 503, {} if is_well else dict(WAIT))
 
-    @router.api_route("/metrics", methods=["GET", "HEAD"])
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics")
     async def numbers() -> Response:
         """Counters in Prometheus's text form."""
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
