@@ -13,17 +13,18 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from mlx_qwenvl import QwenVL
-from server.app import create_app
 from server.engine import Engine
 from server.settings import Settings
+from tests.server.conftest import connected_to
 
 KEY = "a-key-of-the-operator"
 
 
 @pytest.fixture(scope="module")
-def app(tiny: QwenVL) -> FastAPI:
+def client(tiny: QwenVL) -> Iterator[TestClient]:
     settings = Settings(api_keys=frozenset({KEY}))
-    return create_app(Engine(lambda: tiny, settings, "tiny"), settings)
+    with connected_to(Engine(lambda: tiny, settings, "tiny")) as connected:
+        yield connected
 
 
 def paths(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
@@ -38,15 +39,17 @@ def paths(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
                 yield method, re.sub(r"\{[^}]*\}", "x", path)
 
 
-def table(app: FastAPI) -> set[tuple[str, str]]:
+def table(client: TestClient) -> set[tuple[str, str]]:
+    app = client.app
+    assert isinstance(app, FastAPI)
     listed = set(paths(app.routes))
     for path, methods in app.openapi()["paths"].items():
         listed |= {(method.upper(), re.sub(r"\{[^}]*\}", "x", path)) for method in methods}
     return listed
 
 
-def test_no_route_answers_without_a_key_or_with_a_wrong_one(app: FastAPI) -> None:
-    listed = table(app)
+def test_no_route_answers_without_a_key_or_with_a_wrong_one(client: TestClient) -> None:
+    listed = table(client)
     assert {("POST", "/v1/chat/completions"), ("POST", "/chat/completions")} <= listed
     assert {("GET", "/v1/models"), ("GET", "/health"), ("GET", "/openapi.json")} <= listed
     wrong: list[dict[str, str]] = [
@@ -55,32 +58,29 @@ def test_no_route_answers_without_a_key_or_with_a_wrong_one(app: FastAPI) -> Non
         {"authorization": f"Basic {KEY}"},
         {"x-api-key": "wrong"},
     ]
-    with TestClient(app) as client:
-        for method, path in sorted(listed | {("GET", "/nothing"), ("GET", "/docs")}):
-            for headers in wrong:
-                response: httpx2.Response = client.request(method, path, headers=headers)
-                assert response.status_code == 401, (method, path, headers)
-            for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
-                response = client.request(method, path, headers=headers)
-                assert response.status_code != 401, (method, path)
+    for method, path in sorted(listed | {("GET", "/nothing"), ("GET", "/docs")}):
+        for headers in wrong:
+            response: httpx2.Response = client.request(method, path, headers=headers)
+            assert response.status_code == 401, (method, path, headers)
+        for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
+            response = client.request(method, path, headers=headers)
+            assert response.status_code != 401, (method, path)
 
 
-def test_no_route_answers_to_another_host_or_origin(app: FastAPI) -> None:
+def test_no_route_answers_to_another_host_or_origin(client: TestClient) -> None:
     key = {"authorization": f"Bearer {KEY}"}
-    with TestClient(app) as client:
-        for method, path in table(app):
-            response = client.request(method, path, headers=key | {"host": "evil.example"})
-            assert response.status_code == 421, (method, path)
-            for origin in ("https://evil.example", "null"):
-                response = client.request(method, path, headers=key | {"origin": origin})
-                assert response.status_code == 403, (method, path)
+    for method, path in table(client):
+        response = client.request(method, path, headers=key | {"host": "evil.example"})
+        assert response.status_code == 421, (method, path)
+        for origin in ("https://evil.example", "null"):
+            response = client.request(method, path, headers=key | {"origin": origin})
+            assert response.status_code == 403, (method, path)
 
 
-def test_a_health_page_of_an_app_is_read_with_the_key_alone(app: FastAPI) -> None:
+def test_a_health_page_of_an_app_is_read_with_the_key_alone(client: TestClient) -> None:
     headers = {"origin": "app://obsidian.md", "access-control-request-method": "GET"}
-    with TestClient(app) as client:
-        assert client.options("/health", headers=headers).status_code == 200
-        assert client.get("/health", headers=headers).status_code == 401
+    assert client.options("/health", headers=headers).status_code == 200
+    assert client.get("/health", headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,20 @@ def test_a_health_page_of_an_app_is_read_with_the_key_alone(app: FastAPI) -> Non
     ids=lambda name: name[:20],
 )  # fmt: skip
 def test_no_model_name_leads_to_a_file_or_a_download(
-    app: FastAPI, name: str, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("something was opened")
 
     headers = {"authorization": f"Bearer {KEY}"}
-    with TestClient(app, headers=headers) as client:
-        monkeypatch.setattr("mlx_qwenvl.weights.resolve.resolve_model", never)
-        monkeypatch.setattr("socket.getaddrinfo", never)
-        monkeypatch.setattr("builtins.open", never)
-        ask = {"model": name, "messages": "Hello", "max_tokens": 1}
-        assert client.post("/v1/chat/completions", json=ask).status_code in (200, 404)
-        if name.isprintable() and len(name) < 1000:
-            response = client.get("/v1/models/" + urllib.parse.quote(name, safe=""))
-            assert response.status_code == 404
-            assert "root:" not in response.text
+    monkeypatch.setattr("mlx_qwenvl.weights.resolve.resolve_model", never)
+    monkeypatch.setattr("socket.getaddrinfo", never)
+    monkeypatch.setattr("builtins.open", never)
+    ask = {"model": name, "messages": "Hello", "max_tokens": 1}
+    answer = client.post("/v1/chat/completions", json=ask, headers=headers)
+    assert answer.status_code in (200, 404)
+    if name.isprintable() and len(name) < 1000:
+        path = "/v1/models/" + urllib.parse.quote(name, safe="")
+        response = client.get(path, headers=headers)
+        assert response.status_code == 404
+        assert "root:" not in response.text
