@@ -33,6 +33,8 @@ def test_whatever_the_seams_the_text_ends_before_the_first_stop(
     shown += watch.finish()
     place = first_stop(seen, stops)
     assert watch.found == (place is not None)
+    if place is not None:
+        assert watch.hit in stops and seen[place:].startswith(watch.hit)
     assert shown == (seen if place is None else seen[:place])
 
 

@@ -111,6 +111,8 @@ class Chunk:
         peak_memory_bytes: Most memory MLX held during the call; on the last chunk only.
         speculation: What proposed tokens brought; on the last chunk only, None where no token
             could be proposed.
+        stop_text: The stop text before which the answer ended; on the last chunk only, None where
+            it ended otherwise.
     """
 
     text: str
@@ -121,6 +123,7 @@ class Chunk:
     timings: Timings | None = None
     peak_memory_bytes: int | None = None
     speculation: Speculation | None = None
+    stop_text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,22 +26,30 @@ class StopText:
 
     Args:
         stops: Texts before which to end; none of them is empty.
+
+    Attributes:
+        hit: The one that was found, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.hit: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether the text ends here."""
+        return self.hit is not None
 
     def feed(self, text: str) -> str:
         """Text that may be shown now; after `found` nothing more comes."""
         if self.found:
             return ""
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        places = {stop: place for stop in self._stops if (place := self._held.find(stop)) >= 0}
         if places:
-            self.found = True
-            shown, self._held = self._held[: min(places)], ""
+            self.hit = min(places, key=places.__getitem__)
+            shown, self._held = self._held[: places[self.hit]], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -121,6 +121,7 @@ class Telling:
             timings=self._timings(prompt, filled),
             peak_memory_bytes=peak_memory_bytes,
             speculation=speculation,
+            stop_text=self._stop.hit,
         )
 
     def _timings(self, prompt: Prompt, filled: Prefilled) -> Timings:
