@@ -138,7 +138,7 @@ def parse_messages(
     waiting = list(images)
     messages = [_message(index, entry, waiting) for index, entry in enumerate(raw)]
     _check_results(messages)
-    messages = _one_system(messages)
+    messages = one_system(messages)
     if len(waiting) == len(images) and waiting:
         return _before_last_question(messages, waiting)
     if waiting:
@@ -183,19 +183,37 @@ def _message(index: int, entry: object, waiting: list[ImageSource]) -> Message:
     content = entry.get("content")
     if content is None and role == "assistant":
         content = entry.get("refusal") or (() if calls else None)
+    return Message(role, parse_content(where, role, content, waiting), calls)
+
+
+def parse_content(
+    where: str, role: str, content: object, waiting: list[ImageSource] | None = None
+) -> tuple[Part, ...]:
+    """Read the content of one message.
+
+    Args:
+        where: How errors name the message.
+        role: Of `Message`.
+        content: Text or a list of parts.
+        waiting: Pictures for the parts that name none, which are taken from it.
+
+    Raises:
+        PromptError: It is none, or holds pictures where there may be none.
+    """
     if isinstance(content, str):
-        return Message(role, (TextPart(content),), calls)
+        return (TextPart(content),)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(
             f"{where} has a {type(content).__name__} as content, expected text or a list of parts",
             f"{where}.content",
         )
-    parts = tuple(_part(f"{where}.content[{i}]", part, waiting) for i, part in enumerate(content))
+    images = [] if waiting is None else waiting
+    parts = tuple(_part(f"{where}.content[{i}]", part, images) for i, part in enumerate(content))
     if role not in ("user", "tool") and any(isinstance(part, ImagePart) for part in parts):
         raise PromptError(
             f"{where} has an image; only user messages can hold images", f"{where}.content"
         )
-    return Message(role, without_marks(parts), calls)
+    return without_marks(parts)
 
 
 def _tool_calls(where: str, raw: object) -> tuple[ToolCall, ...]:
@@ -236,7 +254,7 @@ def _check_results(messages: Sequence[Message]) -> None:
             )
 
 
-def _one_system(messages: list[Message]) -> list[Message]:
+def one_system(messages: list[Message]) -> list[Message]:
     """Messages whose first system messages are one: models have seen one at the beginning."""
     count = 0
     while count < len(messages) and messages[count].role == "system":
