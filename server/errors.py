@@ -94,13 +94,13 @@ class Fault:
             }
         }
 
-    @property
-    def anthropic(self) -> dict[str, Any]:
+    def anthropic(self, request_id: str | None) -> dict[str, Any]:
         """The error in the form of Anthropic's Messages."""
         kind = ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
         if self.status >= 500 and self.status != 503:
             kind = "api_error"
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error = {"type": kind, "message": self.message}
+        return {"type": "error", "error": error, "request_id": request_id}
 
 
 ANTHROPIC_TYPES = {
@@ -164,25 +164,32 @@ def _ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(mark in said for mark in OUT_OF_MEMORY)
 
 
-def respond(error: BaseException, path: str) -> Response:
+def respond(error: BaseException, scope: Scope) -> Response:
     """The response to a request that failed, in the form of its path."""
     if isinstance(error, ClientGone):
         return Response(status_code=GONE)
     fault = fault_of(error)
-    return Json(form_for(path, fault), fault.status, dict(fault.headers))
+    body = form_for(scope["path"], fault, request_id_of(scope))
+    return Json(body, fault.status, dict(fault.headers))
 
 
-def form_for(path: str, fault: Fault) -> dict[str, Any]:
+def request_id_of(scope: Scope) -> str | None:
+    """The id that the request was given at the door."""
+    found: str | None = scope.get("state", {}).get("request_id")
+    return found
+
+
+def form_for(path: str, fault: Fault, request_id: str | None = None) -> dict[str, Any]:
     """The error as the clients of a path expect it."""
     is_anthropic = "messages" in path.split("/") and "models" not in path.split("/")
-    return fault.anthropic if is_anthropic else fault.body
+    return fault.anthropic(request_id) if is_anthropic else fault.body
 
 
 def handle_errors(app: FastAPI) -> None:
     """Answer whatever fails in an application in one of the two forms."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return respond(error, request.url.path)
+        return respond(error, request.scope)
 
     for kind in (QwenVLError, ClientGone, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
@@ -209,7 +216,7 @@ class _Unforeseen:
         try:
             await self._app(scope, receive, noting)
         except Exception as error:
-            response = respond(error, scope["path"])
+            response = respond(error, scope)
             if not begun:  # otherwise the server closes the connection
                 await response(scope, receive, send)
 

@@ -30,6 +30,7 @@ from .callers import (
     key_digests,
     origin_pattern,
 )
+from .errors import request_id_of
 from .json_body import BodyError, parse_json
 from .refused import Refused
 from .settings import Settings
@@ -70,7 +71,7 @@ class Guard:
             allow_methods=("DELETE", "GET", "HEAD", "POST"),
             allow_headers=("*",),
             allow_private_network=True,
-            expose_headers=("x-request-id", "retry-after", "x-should-retry"),
+            expose_headers=("x-request-id", "request-id", "retry-after", "x-should-retry"),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,8 +181,11 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = ((b"x-request-id", self.request_id.encode()), *ANSWER_HEADERS)
-            kept = [(k, v) for k, v in message.get("headers", ()) if k.lower() != b"x-request-id"]
+            given = self.request_id.encode()
+            # OpenAI's name and Anthropic's.
+            own = ((b"x-request-id", given), (b"request-id", given), *ANSWER_HEADERS)
+            names = (b"x-request-id", b"request-id")
+            kept = [(k, v) for k, v in message.get("headers", ()) if k.lower() not in names]
             message = {**message, "headers": [*kept, *own]}
         await self._send(message)
 
@@ -210,7 +214,7 @@ async def _refuse(refused: Refused, scope: Scope, receive: Receive | None, send:
     """
     # A connection with an unread body is closed, so that nothing in it passes for a next request.
     unread = receive is not None and has_body(scope)
-    body = json.dumps(refused.body(scope["path"])).encode()
+    body = json.dumps(refused.body(scope["path"], request_id_of(scope))).encode()
     fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     fields += [*refused.headers, *([(b"connection", b"close")] if unread else [])]
     await send({"type": "http.response.start", "status": refused.status, "headers": fields})

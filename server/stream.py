@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import Ticket
-from .errors import ClientGone, fault_of, form_for
+from .errors import ClientGone, Fault, fault_of
 from .settings import Settings
 from .wire import frame
 
@@ -28,14 +28,15 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class EventStream(Response):
     """Sends frames as they come, and signs of life while none come.
 
-    The headers go out at once. An error that comes later is a frame of the path's form, after
-    which the stream ends; OpenAI's `[DONE]` follows whole answers only.
+    The headers go out at once. An error that comes later is told in the stream, which ends with
+    it; OpenAI's `[DONE]` follows whole answers only.
 
     Args:
         frames: From `frame`; closed at the end, whatever happens.
         ticket: The call they come from; withdrawn if the client is gone or does not read.
         settings: The operator's.
-        error_event: Name of the event that tells an error, for the forms that name theirs.
+        tell_error: Frames of an error, for the forms that have their own.
+        sign_of_life: A frame for when nothing else comes, for the forms that have their own.
     """
 
     media_type = "text/event-stream"
@@ -45,16 +46,18 @@ class EventStream(Response):
         frames: AsyncGenerator[str, None],
         ticket: Ticket,
         settings: Settings,
-        error_event: str | None = None,
+        tell_error: Callable[[Fault], str] | None = None,
+        sign_of_life: Callable[[Ticket], str] | None = None,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._frames, self._ticket, self._settings = frames, ticket, settings
-        self._error_event = error_event
+        self._tell_error = tell_error or _plain_error
+        self._sign_of_life = sign_of_life or _comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
-        writing = asyncio.ensure_future(self._write(scope, send))
+        writing = asyncio.ensure_future(self._write(send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,7 +71,7 @@ class EventStream(Response):
             await _end(writing, leaving)
             await self._frames.aclose()
 
-    async def _write(self, scope: Scope, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         """Send all frames; cancelled where one of them is not taken in time."""
         loop, writing = asyncio.get_running_loop(), asyncio.current_task()
         assert writing is not None
@@ -89,12 +92,12 @@ class EventStream(Response):
             while True:
                 done, _ = await asyncio.wait({coming}, timeout=self._settings.keepalive_s)
                 if not done:
-                    await put(_sign_of_life(self._ticket))
+                    await put(self._sign_of_life(self._ticket))
                     continue
                 try:
                     text = coming.result()
                 except Exception as error:
-                    await put(frame(form_for(scope["path"], fault_of(error)), self._error_event))
+                    await put(self._tell_error(fault_of(error)))
                     break
                 if text is None:
                     break
@@ -148,7 +151,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _sign_of_life(ticket: Ticket) -> str:
+def _plain_error(fault: Fault) -> str:
+    return frame(fault.body)
+
+
+def _comment(ticket: Ticket) -> str:
     if ticket.progress is None:
         return ": waiting\n\n"
     done, total = ticket.progress

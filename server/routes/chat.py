@@ -24,6 +24,7 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
 from ..engine import Engine, Ticket
 from ..figures import Tally, chat_logprobs
+from ..pieces import pieces
 from ..schemas.chat import ChatRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
@@ -88,20 +89,11 @@ class _Choice:
     def hear(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What a piece adds to the message, as OpenAI's deltas."""
         self.logprobs += chunk.logprobs
-        pieces = self._pieces(chunk)
+        told = [self._delta(event) for event in pieces(chunk, self.parser)]
         if chunk.finish_reason is not None:
             is_whole = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
-        return pieces
-
-    def _pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
-        if self.parser is None:
-            self.text += chunk.text
-            return [{"content": chunk.text}] if chunk.text else []
-        events = self.parser.feed(chunk.text)
-        if chunk.finish_reason is not None:
-            events += self.parser.finish()
-        return [delta for event in events if (delta := self._delta(event)) is not None]
+        return [delta for delta in told if delta is not None]
 
     def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
         if isinstance(event, TextPiece):

@@ -119,7 +119,7 @@ class ChatRequest(CompletionFields):
         with blaming("messages"):
             messages = admit(parse_messages(self.messages), settings)
         limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
-        options = self.common_options(settings, min(limits) if limits else None)
+        options = self.options(settings, min(limits) if limits else None, self.stop)
         options["logprobs"] = self.logprobs
         options["top_logprobs"] = self.top_logprobs
         options["min_pixels"] = self.min_pixels

@@ -1,4 +1,4 @@
-"""Fields that OpenAI's two completion forms share, and how they become options of a call."""
+"""Fields that the forms share, and how they become options of a call."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ ANY_MODEL = "default"  # the name that other local servers give to whatever is l
 Positive = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-100, le=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)]
 # Values with which a field of another server changes nothing, and what to do otherwise.
 Refusals: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 
@@ -78,16 +79,13 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class CompletionFields(BaseModel):
-    """The fields that both completion forms have."""
+class AnswerFields(BaseModel):
+    """The fields that all forms have: who answers, how tokens are drawn, and whether they stream."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Fraction | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -97,12 +95,6 @@ class CompletionFields(BaseModel):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Penalty] | None = None
     seed: Annotated[int, Field(ge=-SEED_LIMIT, lt=SEED_LIMIT)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)]
-        | None
-    ) = None
-    grammar: dict[str, Any] | None = None
     cache_prompt: bool | None = None
 
     @model_validator(mode="before")
@@ -119,6 +111,43 @@ class CompletionFields(BaseModel):
     def refused(cls) -> Refusals:
         """Fields that are refused unless they change nothing."""
         return REFUSED_EVERYWHERE
+
+    def options(
+        self, settings: Settings, most: int | None, stop: str | list[str] | None
+    ) -> CallOptions:
+        """The engine's options.
+
+        Args:
+            settings: The operator's.
+            most: Tokens of the answer that the request allows, or None.
+            stop: Texts before which the answer ends, or None.
+        """
+        limits = [limit for limit in (most, settings.max_tokens) if limit is not None]
+        return {
+            "max_tokens": min(limits) if limits else None,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),  # -1 is vLLM's "all"
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": _bias(self.logit_bias),
+            "seed": self.seed,
+            "stop": stop,
+            "kv_bits": settings.kv_bits,
+            "cache": self.cache_prompt,
+        }
+
+
+class CompletionFields(AnswerFields):
+    """The fields that OpenAI's two completion forms have."""
+
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Positive | None = None
+    stop: Annotated[str, Field(min_length=1)] | Stops | None = None
+    grammar: dict[str, Any] | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -145,30 +174,6 @@ class CompletionFields(BaseModel):
         check_model(self.model, settings, served)
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream: true", "stream_options")
-
-    def common_options(self, settings: Settings, most: int | None) -> CallOptions:
-        """The engine's options.
-
-        Args:
-            settings: The operator's.
-            most: Tokens of the answer that the request allows, or None.
-        """
-        limits = [limit for limit in (most, settings.max_tokens) if limit is not None]
-        return {
-            "max_tokens": min(limits) if limits else None,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(self.top_k, 0),  # -1 is vLLM's "all"
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "logit_bias": _bias(self.logit_bias),
-            "seed": self.seed,
-            "stop": self.stop,
-            "kv_bits": settings.kv_bits,
-            "cache": self.cache_prompt,
-        }
 
 
 def check_model(asked: str | None, settings: Settings, served: str) -> None:
@@ -204,14 +209,21 @@ def read_form(
     response_format: Mapping[str, Any] | None,
     grammar: Mapping[str, Any] | None,
     settings: Settings,
+    where: str = "response_format",
 ) -> Grammar | None:
     """What the answer has to look like, from OpenAI's field or mistral.rs's.
+
+    Args:
+        response_format: OpenAI's; a schema may stand beside its type.
+        grammar: mistral.rs's.
+        settings: The operator's.
+        where: What the request calls the first one.
 
     Raises:
         RequestError: Both, or neither's form, or larger than the operator allows.
     """
-    with blaming("response_format"):
-        asked = None if response_format is None else _response_format(response_format)
+    with blaming(where):
+        asked = None if response_format is None else _response_format(response_format, where)
     if grammar is not None:
         if asked is not None:
             raise RequestError("give either response_format or grammar, not both", "grammar")
@@ -224,27 +236,27 @@ def read_form(
         raise RequestError(
             f"the form of the answer has {len(asked.source)} characters, "
             f"at most {settings.max_schema_bytes} bytes pass",
-            "response_format" if grammar is None else "grammar",
+            where if grammar is None else "grammar",
         )
     return asked
 
 
-def _response_format(raw: Mapping[str, Any]) -> Grammar | None:
+def _response_format(raw: Mapping[str, Any], where: str) -> Grammar | None:
     kind = raw.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
         schema = raw.get("schema")  # as llama.cpp takes it
-        return Grammar("json_object") if schema is None else _schema(schema, "response_format")
+        return Grammar("json_object") if schema is None else _schema(schema, where)
     if kind == "json_schema":
+        if "schema" in raw and "json_schema" not in raw:  # as the later forms have it
+            return _schema(raw["schema"], f"{where}.schema")
         named = raw.get("json_schema")
         if isinstance(named, Mapping) and "schema" in named:
-            return _schema(named["schema"], "response_format.json_schema.schema")
-        raise RequestError(
-            "response_format.json_schema has no schema", "response_format.json_schema"
-        )
+            return _schema(named["schema"], f"{where}.json_schema.schema")
+        raise RequestError(f"{where}.json_schema has no schema", f"{where}.json_schema")
     raise RequestError(
-        "response_format.type is not one of text, json_object, json_schema", "response_format.type"
+        f"{where}.type is not one of text, json_object, json_schema", f"{where}.type"
     )
 
 

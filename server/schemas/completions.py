@@ -74,7 +74,7 @@ class CompletionRequest(CompletionFields):
                 f"at most {MAX_CHOICES} answers pass",
                 "prompt",
             )
-        options = self.common_options(settings, self.max_tokens or DEFAULT_TOKENS)
+        options = self.options(settings, self.max_tokens or DEFAULT_TOKENS, self.stop)
         if self.logprobs is not None:
             options["logprobs"], options["top_logprobs"] = True, self.logprobs
         form = read_form(self.response_format, self.grammar, settings)

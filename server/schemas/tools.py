@@ -57,11 +57,12 @@ class Tools:
         """A conversation in which the model is told of the tools."""
         return tuple(with_tools(messages, self.tools))
 
-    def form(self, asked: Grammar | None) -> Grammar | None:
+    def form(self, asked: Grammar | None, where: str = "response_format") -> Grammar | None:
         """What the answer has to look like.
 
         Args:
             asked: The form that the request asks for beside its tools.
+            where: What the request calls it.
 
         Raises:
             RequestError: Tools and another form together.
@@ -72,7 +73,7 @@ class Tools:
             raise RequestError(
                 "tools and a form of the answer cannot be had together; "
                 "leave out one of them or set tool_choice to none",
-                "response_format",
+                where,
             )
         with blaming("tools"):
             return grammar_for(self.tools, self.choice)

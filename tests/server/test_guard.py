@@ -286,6 +286,8 @@ def test_errors_have_anthropics_form_on_anthropics_routes(echo: Echo) -> None:
     assert body["type"] == "error"
     assert set(body["error"]) == {"type", "message"}
     assert body["error"]["type"] == "authentication_error"
+    asked = client.post("/v1/messages", json={}, headers={"x-request-id": "mine"})
+    assert asked.json()["request_id"] == asked.headers["request-id"] == "mine"
 
 
 # --- bodies -------------------------------------------------------------------------------------
