@@ -384,7 +384,8 @@ class Scheduler:
 
 def _fault(error: Exception) -> Exception:
     """What a job's exception means."""
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY):
+    is_mlx = isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
+    if is_mlx or isinstance(error, MemoryError):
         return MemoryExceeded(
             "the device ran out of memory at this question; lower max_pixels, shorten the prompt, "
             "or run fewer at a time"

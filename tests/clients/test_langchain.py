@@ -70,7 +70,7 @@ class Seen(BaseModel):
     """What a picture shows."""
 
     shape: Literal["circle", "square"] = Field(description="The first shape")
-    count: int
+    count: int = Field(ge=0, le=9)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])

@@ -59,5 +59,7 @@ def test_an_attachment_is_seen(home: Path) -> None:
 
 
 def test_a_schema_is_kept_to(home: Path) -> None:
-    answer = json.loads(ask(home, GREETING, "--schema", "sure bool, count int"))
-    assert set(answer) == {"sure", "count"} and isinstance(answer["sure"], bool)
+    properties = {"sure": {"type": "boolean"}, "side": {"enum": ["left", "right"]}}
+    schema = {"type": "object", "properties": properties, "required": ["sure", "side"]}
+    answer = json.loads(ask(home, GREETING, "--schema", json.dumps(schema)))
+    assert answer["side"] in ("left", "right") and isinstance(answer["sure"], bool)

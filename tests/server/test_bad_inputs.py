@@ -28,7 +28,7 @@ LISTENER = {
     "logit_bias": {"900": -100, "902": -100},  # the embedded model's ends
     "stream": True,
 }
-STALL_S = 3.0  # longest silence that somebody else's request may cause, in seconds
+STALL_S = 5.0  # longest silence that somebody else's request may cause, in seconds
 INTERNALS = re.compile(r"0x[0-9a-f]{4,}|Traceback|site-packages|\.py\b|line \d+, in ")
 FOLDERS = [str(ROOT), *(str(home) for home in [Path.home()] if len(home.parts) > 1)]
 

@@ -46,7 +46,7 @@ def live() -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def document(live: Live) -> Any:
-    found = httpx2.get(f"{live.url}/openapi.json", trust_env=False)
+    found = httpx2.get(f"{live.url}/openapi.json", trust_env=False).raise_for_status()
     return schemathesis.openapi.from_dict(found.json())
 
 
