@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ..engine import Engine
 from ..errors import WAIT
@@ -20,7 +20,7 @@ def status_routes(engine: Engine) -> APIRouter:
     router = APIRouter(tags=["status"])
 
     @router.head("/health", include_in_schema=False)
-    @router.get("/health")
+    @router.get("/health", responses={503: {"description": "Loading, ending or dead"}})
     async def health() -> Response:
         """Whether questions are answered: 200, or 503 while loading, ending or dead.
 
@@ -38,7 +38,7 @@ def status_routes(engine: Engine) -> APIRouter:
         return Json(body, 200 if is_well else 503, {} if is_well else dict(WAIT))
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def numbers() -> Response:
         """Counters in Prometheus's text form."""
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.clients.asking import GREETED, GREETING, SHOWN, data_url, foreign, seen
 from tests.live import Live
@@ -68,6 +68,8 @@ def test_a_stream_says_the_same(make: Callable[..., Any], usage: bool) -> None:
 
 class Seen(BaseModel):
     """What a picture shows."""
+
+    model_config = ConfigDict(extra="forbid")  # the embedded model would add without end
 
     shape: Literal["circle", "square"] = Field(description="The first shape")
     count: int = Field(ge=0, le=9)
