@@ -45,9 +45,9 @@ def run(data: bytes) -> str:
     """Read what the text names and decode it."""
     text = data.decode("utf-8", "surrogatepass" if data.isascii() else "surrogateescape")
     read, name = read_text(text, LIMITS)
-    if len(read) > 2 * LIMITS.max_bytes:
-        raise Broken(f"gives {len(read)} bytes where {LIMITS.max_bytes} may pass")
     decode(read, name, LIMITS)
+    if len(read) > LIMITS.max_bytes:
+        raise Broken(f"decodes {len(read)} bytes where {LIMITS.max_bytes} may pass")
     return "picture"
 
 
