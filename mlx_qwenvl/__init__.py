@@ -23,7 +23,7 @@ from mlx_qwenvl.errors import (
 )
 from mlx_qwenvl.vlm import QwenVL, load
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Chat",
