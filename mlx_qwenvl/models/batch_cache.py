@@ -212,8 +212,10 @@ class BatchCache:
             # The indexed axes come first: [n, 2, H, D].
             new = kv[:, part.rows, :, 0].transpose(1, 0, 2, 3)
             buffer[:, part.slots, :, part.places] = new
-            held = buffer[:, : part.slots.size, :, : part.total]
-            out.append(attend_masked(q[part.rows], held[0], held[1], scale, part.mask))
+            # Views, each of one index: `buffer[0][:n]` would be a copy.
+            keys = buffer[0, : part.slots.size, :, : part.total]
+            values = buffer[1, : part.slots.size, :, : part.total]
+            out.append(attend_masked(q[part.rows], keys, values, scale, part.mask))
         for index, own in self._alone:
             one = slice(index, index + 1)
             out.append(own[layer].attend(q[one], kv[:, one], scale, None))
