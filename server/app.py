@@ -20,10 +20,18 @@ from .routes.docs import add_docs
 from .routes.messages import message_routes
 from .routes.models import model_routes
 from .routes.page import page_routes
+from .routes.responses import response_routes
 from .routes.status import status_routes
 from .settings import Settings
 
-API = (chat_routes, completion_routes, message_routes, model_routes, count_routes)
+API = (
+    chat_routes,
+    completion_routes,
+    response_routes,
+    message_routes,
+    model_routes,
+    count_routes,
+)
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:

@@ -33,7 +33,7 @@ class Refused(QwenVLError):
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers
 
-    def body(self, path: str, request_id: str | None) -> dict[str, object]:
+    def body(self, path: str, request_id: str | None = None) -> dict[str, object]:
         """The error in the form that the clients of a path expect."""
         kind = TYPES.get(self.status, "invalid_request_error")
         fault = Fault(self.status, str(self), kind, code=self.code)

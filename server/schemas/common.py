@@ -80,7 +80,7 @@ class StreamOptions(BaseModel):
 
 
 class AnswerFields(BaseModel):
-    """The fields that all forms have: who answers, how tokens are drawn, and whether they stream."""
+    """The fields that all forms have: who answers, how tokens are drawn, whether they stream."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema
+from pydantic import WithJsonSchema
 
 from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.inputs.messages import Message, Part, parse_content
