@@ -6,13 +6,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
 
-from mlx_qwenvl import load
+from mlx_qwenvl import QwenVL, load
 from server.app import create_app
 from server.engine import Engine
 from server.listen import uvicorn_config
@@ -55,12 +55,20 @@ def kept_loggers() -> Iterator[None]:
 
 
 @contextmanager
-def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
+def serve(
+    settings: Settings,
+    model: str = "demo",
+    *,
+    load: Callable[..., QwenVL] = load,
+    started: Callable[[str], object] = lambda url: None,
+) -> Iterator[Live]:
     """Serve a model until the block ends.
 
     Args:
         settings: The operator's; its port is not used.
         model: Name or folder.
+        load: Loads it.
+        started: Called with the URL before the model is waited for.
     """
     with (
         kept_loggers(),
@@ -72,11 +80,15 @@ def serve(settings: Settings, model: str = "demo") -> Iterator[Live]:
         thread.start()
         try:
             end = time.monotonic() + START_S
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            is_told = False
             while not server.started or engine.state == "loading":
                 assert thread.is_alive() and time.monotonic() < end, "the server does not start"
                 time.sleep(0.01)
-            port = listener.getsockname()[1]
-            yield Live(f"http://127.0.0.1:{port}", engine)
+                if server.started and not is_told:
+                    started(url)
+                    is_told = True
+            yield Live(url, engine)
         finally:
             server.should_exit = True
             thread.join(END_S)

@@ -9,6 +9,7 @@ WEIGHTS = "tests/test_weights.py::test_"
 HUB = "tests/test_hub.py::test_"
 DISK = "tests/test_disk_cache.py::test_"
 
+ENDURANCE = "tests/server/test_endurance.py::test_"
 HERE = "tests/server/test_faults.py::test_"
 
 FAULTS: dict[int, Row] = {
@@ -16,6 +17,21 @@ FAULTS: dict[int, Row] = {
         Elsewhere(f"{HERE}memory_that_runs_out_fails_its_request_and_no_other"),
         Elsewhere(f"{HERE}a_fault_while_decoding_ends_the_stream_in_an_error"),
     ),
+    129: (
+        Elsewhere(f"{ENDURANCE}an_engine_that_breaks_is_seen_and_goes_on"),
+        Elsewhere(f"{HERE}a_fault_while_decoding_ends_the_stream_in_an_error"),
+    ),
+    130: (Elsewhere(f"{ENDURANCE}a_step_that_hangs_is_seen_from_outside"),),
+    131: (
+        Elsewhere("tests/server/test_process.py::test_the_first_signal_lets_a_stream_finish"),
+        Elsewhere("tests/server/test_process.py::test_the_second_signal_ends_it_at_once"),
+    ),
+    132: (
+        Elsewhere(f"{ENDURANCE}requests_that_come_while_the_model_was_let_go_load_it_once"),
+        Elsewhere(f"{ENDURANCE}requests_that_come_while_the_model_goes_are_answered_all_the_same"),
+    ),
+    133: (Elsewhere(f"{ENDURANCE}a_server_that_loads_says_so_and_answers_once_it_has"),),
+    134: (Elsewhere(f"{ENDURANCE}a_full_queue_is_said_with_a_time_to_come_back"),),
     135: (
         Elsewhere(f"{CONVERT}a_disk_that_becomes_full_is_told_and_resumed_when_there_is_room"),
         Elsewhere(f"{CONVERT}a_disk_without_room_is_told_before_anything_is_written"),
@@ -54,4 +70,5 @@ FAULTS: dict[int, Row] = {
         Elsewhere(f"{HUB}unreachable_hub_is_one_line"),
     ),
     142: (Elsewhere(f"{HERE}a_clock_that_jumps_disturbs_nobody"),),
+    143: (Elsewhere(f"{ENDURANCE}many_requests_with_faults_and_leavers_leave_nothing_behind"),),
 }
