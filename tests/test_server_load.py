@@ -102,7 +102,7 @@ def test_a_pool_holds_every_kind_and_is_drawn_from_its_seed() -> None:
 def found(**fields: Any) -> soak.Soak:
     held: dict[str, int | None] = dict.fromkeys(soak.TOLERANCES, 10)
     values: dict[str, Any] = {
-        **{"asked": Counter(text=3), "left": Counter(before=1), "wrong": []},
+        **{"asked": Counter(text=3), "left": Counter(before=1), "alone": [], "wrong": []},
         **{"before": held, "after": held, "seconds": 1.0},
     }
     return soak.Soak(**(values | fields))
@@ -111,7 +111,7 @@ def found(**fields: Any) -> soak.Soak:
 def test_a_soak_fails_on_one_wrong_answer_and_on_anything_kept() -> None:
     good = found()
     assert good.is_right and "1 left, 2 answered right, 0 wrong" in good.table()[0]
-    assert not found(wrong=["text: no"]).is_right
+    assert not found(wrong=["text: no"]).is_right and not found(alone=["text: no"]).is_right
     for name, more in soak.TOLERANCES.items():
         assert found(after=good.after | {name: 10 + more}).is_right
         kept = found(after=good.after | {name: 11 + more})

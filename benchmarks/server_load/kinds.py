@@ -171,7 +171,7 @@ def _count(kind: str, drawn: random.Random) -> Request:
 
 
 def _long_prompt(kind: str, drawn: random.Random) -> Request:
-    made = _chat(kind, _text(drawn, LONG_WORDS), 8)
+    made = _chat(kind, _text(drawn, LONG_WORDS), 60, logit_bias={END: -100})
     return Request(kind, made.path, made.body, is_long=True)
 
 
