@@ -107,7 +107,7 @@ class BoundedConnection(H11Protocol):
             timer.cancel()
 
     def _last_words(self, refused: Refused) -> None:
-        body = json.dumps(refused.body("")).encode()
+        body = json.dumps(refused.body("", None)).encode()
         fields = [*refused.headers, (b"content-type", b"application/json")]
         fields += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         head = [b"HTTP/1.1 %d Refused" % refused.status]
