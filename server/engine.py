@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +129,7 @@ class Engine:
         settings: The operator's.
         name: What the model is called, as the operator named it.
         on_failure: Called in the event loop when the engine will not answer any more.
+        on_ready: Called in the event loop when the model was loaded for the first time.
 
     Attributes:
         settings: As given.
@@ -143,12 +144,13 @@ class Engine:
         settings: Settings,
         name: str,
         on_failure: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.state: State = "loading"
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.metrics = Metrics(self)
-        self._on_failure = on_failure
+        self._on_failure, self._on_ready = on_failure, on_ready
         path = Path(name)
         self.name = path.name if path.is_absolute() else name  # of a path nothing but its end
         self._media = MediaPolicy.of(settings)
@@ -156,6 +158,7 @@ class Engine:
             load, settings.max_concurrency, self._when_loaded, self._when_told, self._when_crashed
         )
         self._pool: ThreadPoolExecutor | None = None
+        self._preparing: set[Future[Prompt]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._vlm: QwenVL | None = None
         self._tokenizer: Tokenizer | None = None
@@ -207,6 +210,11 @@ class Engine:
     def open_calls(self) -> int:
         """Calls that are prepared, queued or answered."""
         return len(self._calls)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no thread of it works any more."""
+        return self._worker.has_ended and not self._preparing
 
     @property
     def worker(self) -> Worker:
@@ -269,6 +277,7 @@ class Engine:
                 options,
                 watch,
                 call.n,
+                lambda: not opened.is_over,
                 lambda job: self._post(lambda: self._accept(opened, accepted, job)),
             )
             opened.job = await accepted
@@ -332,7 +341,11 @@ class Engine:
                 )
             return vlm.prompt(call.messages, options, self._media.limits())
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work), options
+        assert self._pool is not None, "the engine is running"
+        future = self._pool.submit(work)
+        self._preparing.add(future)
+        future.add_done_callback(self._preparing.discard)
+        return await asyncio.wrap_future(future), options
 
     def _accept(self, opened: _Open, accepted: asyncio.Future[Job], job: Job | Exception) -> None:
         """Take note of what the scheduler said to a call."""
@@ -388,17 +401,21 @@ class Engine:
     def _when_told(self, events: Sequence[Event]) -> None:
         self._post(lambda: self._deliver(events))
 
-    def _when_crashed(self, error: Exception) -> None:
-        self._post(lambda: self._note_crash(error))
+    def _when_crashed(self, error: BaseException, goes_on: bool) -> None:
+        self._post(lambda: self._note_crash(error, goes_on))
 
     def _note_loaded(self, vlm: QwenVL | Exception) -> None:
         assert self._loading is not None
+        if self._loading.done():  # the engine is dead already
+            return
         if isinstance(vlm, Exception):
-            if self.state == "loading":  # the first time: there never was anything to serve
-                self._fail(vlm)
-            else:
-                log.error("the model cannot be loaded again", exc_info=vlm)
+            if not isinstance(vlm, QwenVLError):
+                log.error("the model cannot be loaded", exc_info=vlm)
+            elif self.load_count:
+                log.error("the model cannot be loaded again: %s", vlm)
             self._loading.set_exception(Unavailable("the model cannot be loaded"))
+            if not self.load_count:  # there never was anything to serve
+                self._fail(vlm)
             return
         self.load_count += 1
         self._vlm, self._tokenizer = vlm, vlm.tokenizer
@@ -406,6 +423,8 @@ class Engine:
             self.state = "ready"
         self._quiet_since = time.monotonic()
         self._loading.set_result(vlm)
+        if self.load_count == 1:
+            self._on_ready()
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -419,7 +438,7 @@ class Engine:
             else:
                 opened.heard.put_nowait(event.error)
 
-    def _note_crash(self, error: Exception) -> None:
+    def _note_crash(self, error: BaseException, goes_on: bool) -> None:
         self.crash_count += 1
         self._crashes.append(time.monotonic())
         often = len(self._crashes) == MAX_CRASHES and (
@@ -428,12 +447,15 @@ class Engine:
         for opened in list(self._calls):
             if opened.job is not None:
                 self._end(opened, EngineFailed("the engine failed while it answered; try again"))
-        if often or self.settings.on_crash == "exit":
+        if often or not goes_on or self.settings.on_crash == "exit":
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Answer nothing any more."""
         self.state, self.failure = "dead", error
+        assert self._loading is not None
+        if not self._loading.done():
+            self._loading.set_exception(Unavailable("the engine has failed"))
         for opened in list(self._calls):
             self._end(opened, Unavailable("the engine has failed"))
         self._on_failure()

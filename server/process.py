@@ -38,11 +38,17 @@ def serve(load: Callable[[], QwenVL], settings: Settings, name: str) -> None:
     """
     # A port that is taken is told before anything large is downloaded or loaded.
     with listener(settings.host, settings.port) as sock:
-        engine = Engine(load, settings, name, on_failure=lambda: server.end())
+        engine = Engine(
+            load,
+            settings,
+            name,
+            on_failure=lambda: server.end(),
+            on_ready=lambda: server.tell(),
+        )
         server = _Server(uvicorn_config(create_app(engine, settings), settings), engine, sock)
         server.run(sockets=[sock])
-    if not engine.worker.stop(0):
-        # A step or a download that cannot be broken off; nobody waits for it.
+    if not engine.has_ended:
+        # A step, a load or a picture's host that cannot be broken off; nobody waits for it.
         _leave(1 if engine.failure else 0)
     if isinstance(engine.failure, QwenVLError):
         raise engine.failure
@@ -74,6 +80,7 @@ class _Server(uvicorn.Server):
         config.timeout_graceful_shutdown = max(1, round(engine.settings.drain_s))
         super().__init__(config)
         self._engine, self._sock = engine, sock
+        self._is_told = False
 
     def end(self) -> None:
         """Take no requests any more and end once the last answer is out."""
@@ -88,15 +95,18 @@ class _Server(uvicorn.Server):
         self.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say so."""
+        """Begin to listen; the model may have been loaded before or not yet."""
         await super().startup(sockets)
-        if not self.should_exit:
-            host, port = self._sock.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            print(
-                f"mlx-qwenvl serves {self._engine.name} at http://{shown}:{port}/v1",
-                file=sys.stderr,
-            )
+        self.tell()
+
+    def tell(self) -> None:
+        """Say once that questions are answered, as soon as they are."""
+        if not self.started or self._engine.state != "ready" or self._is_told:
+            return
+        self._is_told = True
+        host, port = self._sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"mlx-qwenvl serves {self._engine.name} at http://{shown}:{port}/v1", file=sys.stderr)
 
 
 def _leave(code: int) -> None:

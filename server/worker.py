@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -20,6 +21,8 @@ from mlx_qwenvl.engine.scheduler import Event, Job, Scheduler
 from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.vlm import QwenVL
+
+LOADING_S = 1.0  # that a load, which cannot be broken off, is waited for at the end, in seconds
 
 log = logging.getLogger("mlx_qwenvl.server")
 
@@ -32,7 +35,8 @@ class Worker:
         max_running: Answers that are computed side by side.
         loaded: Called in the thread with the model, or with what went wrong.
         told: Called in the thread with what came of a step.
-        crashed: Called in the thread with what escaped from a step; its jobs are lost.
+        crashed: Called in the thread with what escaped from its work, and whether it goes on; all
+            jobs are lost.
     """
 
     def __init__(
@@ -41,14 +45,15 @@ class Worker:
         max_running: int,
         loaded: Callable[[QwenVL | Exception], None],
         told: Callable[[Sequence[Event]], None],
-        crashed: Callable[[Exception], None],
+        crashed: Callable[[BaseException, bool], None],
     ) -> None:
         self._load, self._max_running = load, max_running
         self._loaded, self._told, self._crashed = loaded, told, crashed
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._vlm: QwenVL | None = None
-        self._ended = False
+        self._ended = self._is_loading = False
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()  # of the present scheduler
         self.scheduler: Scheduler | None = None
         self.working_since: float | None = None  # of the step that is under way
         self.active_bytes = 0  # that MLX holds, as of the last step
@@ -72,6 +77,7 @@ class Worker:
         options: Options,
         watch: Stopwatch,
         n: int,
+        is_wanted: Callable[[], bool],
         answer: Callable[[Job | Exception], None],
     ) -> None:
         """Queue a question.
@@ -81,10 +87,13 @@ class Worker:
             options: The call's.
             watch: Started by the caller.
             n: Answers to it.
+            is_wanted: Asked when its turn comes; where nobody waits any more it is left out.
             answer: Called in the thread with the job, or with why it is refused.
         """
 
         def work() -> None:
+            if not is_wanted():
+                return
             try:
                 if self.scheduler is None:
                     raise RuntimeError("a question came while there was no model")
@@ -92,6 +101,7 @@ class Worker:
             except Exception as error:
                 answer(error)
             else:
+                self._jobs.add(job)
                 answer(job)
 
         self._inbox.put(work)
@@ -100,10 +110,16 @@ class Worker:
         """Withdraw a question."""
 
         def work() -> None:
-            if self.scheduler is not None:
+            # One that was lost in a crash is nothing that a later scheduler knows.
+            if self.scheduler is not None and job in self._jobs:
                 self.scheduler.cancel(job)
 
         self._inbox.put(work)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread does nothing any more, or never did."""
+        return not self._thread.is_alive()
 
     def stop(self, seconds: float) -> bool:
         """End the thread; give whether it has ended in time."""
@@ -111,42 +127,52 @@ class Worker:
         def work() -> None:
             self._ended = True
 
-        self._inbox.put(work)
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self._inbox.put(work)
+            self._thread.join(min(seconds, LOADING_S) if self._is_loading else seconds)
+        return self.has_ended
 
     def _run(self) -> None:
-        while not self._ended:
-            self._empty_inbox()
-            if self.scheduler is not None and not self.scheduler.is_idle and not self._ended:
-                self._step()
+        try:
+            while not self._ended:
+                self._empty_inbox()
+                if self.scheduler is not None and not self.scheduler.is_idle and not self._ended:
+                    self._work(self._step)
+        except BaseException as error:  # or nobody would hear that the thread is gone
+            log.critical("the engine's thread has ended", exc_info=error)
+            self._crashed(error, False)
         self._do_unload()
         # A thread that ends with streams of its own may take the process down when that exits.
         mx.clear_streams()
 
     def _empty_inbox(self) -> None:
         if self.scheduler is None or self.scheduler.is_idle:
-            self._inbox.get()()
+            self._work(self._inbox.get())
         while not self._inbox.empty():
-            self._inbox.get()()
+            self._work(self._inbox.get())
+
+    def _work(self, work: Callable[[], None]) -> None:
+        """Do something, and begin anew where it fails."""
+        try:
+            work()
+        except Exception as error:
+            log.critical("the engine failed", exc_info=error)
+            self._forget_all()
+            self._crashed(error, True)
 
     def _step(self) -> None:
         assert self.scheduler is not None
         self.working_since = time.monotonic()
         try:
             told = self.scheduler.step()
-        except Exception as error:
-            log.critical("the engine failed", exc_info=error)
-            self._forget_all()
-            self._crashed(error)
-        else:
-            if told:
-                self._told(told)
         finally:
             self.working_since = None
             self.active_bytes = mx.get_active_memory()
+        if told:
+            self._told(told)
 
     def _do_load(self) -> None:
+        self._is_loading = True
         try:
             self._vlm = self._load()
             self.scheduler = self._vlm.scheduler(self._max_running)
@@ -156,6 +182,8 @@ class Worker:
         else:
             self.active_bytes = mx.get_active_memory()
             self._loaded(self._vlm)
+        finally:
+            self._is_loading = False
 
     def _do_unload(self) -> None:
         if self._vlm is not None:
@@ -167,7 +195,8 @@ class Worker:
 
     def _forget_all(self) -> None:
         """Begin anew after a failure, with nothing that it may have left half done."""
-        assert self._vlm is not None
-        self._vlm.stores.make_room(2**63)
-        self.scheduler = self._vlm.scheduler(self._max_running)
+        self._jobs = weakref.WeakSet()
+        if self._vlm is not None:
+            self._vlm.stores.make_room(2**63)
+            self.scheduler = self._vlm.scheduler(self._max_running)
         mx.clear_cache()
