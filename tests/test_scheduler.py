@@ -12,9 +12,9 @@ import pytest
 
 from mlx_qwenvl import ContextError, MemoryExceeded, OptionError, QwenVL, QwenVLError
 from mlx_qwenvl.engine.scheduler import Job, Scheduler, Told
-from mlx_qwenvl.engine.slices import FIRST_TOKENS, SHARED_S, Slices
+from mlx_qwenvl.engine.slices import FIRST_TOKENS, LEAST_ROWS, SHARED_S, Slices, UnderWay
 from mlx_qwenvl.engine.stores import Stores
-from mlx_qwenvl.models.cache import GROWTH
+from mlx_qwenvl.models.cache import GROWTH, KVCache
 from mlx_qwenvl.models.text import MLP, TextModel
 from mlx_qwenvl.models.vision import VisionBlock, VisionTransformer
 from tests.crowds import Listener, Question
@@ -248,7 +248,8 @@ def test_who_asks_the_like_at_the_same_time_computes_its_own_tokens_only(
 def test_the_next_turn_goes_on_from_an_answer_told_in_a_crowd(vlm: QwenVL) -> None:
     scheduler = vlm.scheduler()
     listener = Listener(scheduler)
-    jobs = [question.add(vlm, scheduler) for question in questions(3)]
+    # Longer than what the store takes away from a conversation for one that leaves it.
+    jobs = [question.add(vlm, scheduler, max_tokens=40) for question in questions(3)]
     listener.until_idle()
     for job in jobs:
         spoken = np.array(listener.reply(job).token_ids, dtype=np.int32)
@@ -443,74 +444,81 @@ def test_what_does_not_fit_beside_others_waits_for_them(
 
 
 class CountedSlices(Slices):
-    """Slices whose time is counted: what the model was given, by what it is said to cost."""
+    """Slices whose time is counted: what the device was given, by what it is said to cost."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.spent: list[float] = []
+        self.work = 0.0  # of what is handed over next
 
-    def wait(self, under_way: Any, began: float) -> float:
-        """Seconds of the slice that was begun first."""
-        mx.eval(list(under_way))
-        return self.spent.pop(0)
+    def hand_over(self, arrays: Any) -> UnderWay:
+        """Note the work."""
+        cost, self.work = self.work, 0.0
+        return UnderWay(arrays, cost, 0.0)
+
+    def wait(self, slice_: UnderWay) -> float:
+        """Give the work that was noted."""
+        mx.eval(list(slice_.arrays))
+        return max(slice_.handing_s, 1e-12)
 
 
-@pytest.mark.parametrize("costs", [(1e-3, 1e-5), (1e-5, 1e-4), (1e-2, 1e-7)])
+@pytest.mark.parametrize(
+    ("of_token", "of_row", "of_pair"),
+    [(1e-3, 1e-6, 1e-8), (1e-5, 1e-4, 1e-7), (3e-3, 1e-4, 1e-6), (1e-6, 1e-7, 1e-9)],
+)
 def test_no_stream_waits_for_more_than_a_slice(
-    vlm: QwenVL, monkeypatch: pytest.MonkeyPatch, costs: tuple[float, float]
+    vlm: QwenVL, monkeypatch: pytest.MonkeyPatch, of_token: float, of_row: float, of_pair: float
 ) -> None:
-    of_token, of_patch = costs
     scheduler = vlm.scheduler()
+    running = Question("Beside", (), {"max_tokens": 900}).add(vlm, scheduler)
+    listener = Listener(scheduler)
+    listener.until_told(running, 2)
     counted = scheduler.slices = CountedSlices()
     stalls = [0.0]  # seconds of slices between two steps of the running stream
-    run, block = TextModel.__call__, VisionBlock.__call__
-    units: list[float] = []
+    run, look, keys, rows = (
+        *(TextModel.__call__, VisionBlock.__call__, VisionBlock.project, VisionBlock.finish),
+    )
+
+    def cost(seconds: float) -> None:
+        counted.work += seconds
+        stalls[-1] += seconds
 
     def decoder(this: Any, embeddings: mx.array, cache: Any) -> mx.array:
-        rows, length = embeddings.shape[:2]
-        if running.is_over or not isinstance(cache[0], type(scheduler._crowd._cache.layers[0])):
-            counted.spent.append(of_token * length)
-            stalls[-1] += of_token * length
-            units.append(of_token * min(length, FIRST_TOKENS))
+        if type(cache[0]) is KVCache:
+            cost(of_token * embeddings.shape[1])
         else:
-            assert length == 1 and rows
             stalls.append(0.0)
         return run(this, embeddings, cache)
 
-    looking = []
+    def whole(this: Any, x: mx.array, *angles: mx.array) -> mx.array:
+        cost(x.shape[1] * of_row + x.shape[1] ** 2 * of_pair)
+        return look(this, x, *angles)
 
-    def tower(this: Any, x: mx.array, *angles: mx.array) -> mx.array:
-        looking.append(of_patch * x.shape[0] * x.shape[1])
-        stalls[-1] += looking[-1]
-        units.append(looking[-1])
-        return block(this, x, *angles)
+    def project(this: Any, x: mx.array, *angles: mx.array) -> Any:
+        cost(x.shape[1] * of_row)
+        return keys(this, x, *angles)
 
-    go_on = VisionTransformer.go_on
+    def finish(this: Any, x: mx.array, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        cost(x.shape[1] * k.shape[2] * of_pair)
+        return rows(this, x, q, k, v)
 
-    def passed(this: Any, look: Any, blocks: int) -> Any:
-        looking.clear()
-        done = go_on(this, look, blocks)
-        counted.spent.append(sum(looking))
-        return done
-
-    stream = Question("Beside", (), {"max_tokens": 400})
-    running = stream.add(vlm, scheduler)
-    listener = Listener(scheduler)
-    listener.until_told(running, 2)
-    counted.spent.clear()
-    scheduler.slices._tokens = Slices()._tokens
+    photo = picture(7, 560, 448)
+    patches = 40 * 32
     with monkeypatch.context() as patched:
         patched.setattr(TextModel, "__call__", decoder)
-        patched.setattr(VisionBlock, "__call__", tower)
-        patched.setattr(VisionTransformer, "go_on", passed)
-        photo = picture(7, 560, 448)
-        job = Question("word " * 300, [photo], {"max_tokens": 2}).add(vlm, scheduler, cache=False)
+        for name, counting in (("__call__", whole), ("project", project), ("finish", finish)):
+            patched.setattr(VisionBlock, name, counting)
+        job = Question("word " * 200, [photo], {"max_tokens": 2}).add(vlm, scheduler, cache=False)
         while job.progress[0] < job.progress[1]:
             listener.step()
-            assert not running.is_over
-    least = max(units[0], of_token * 32, max(units))  # a block, or the first slice
+    assert not running.is_over
+    # What is not cut further: the first slice of tokens, and some rows of a block.
+    least = max(FIRST_TOKENS * of_token, LEAST_ROWS * of_row, LEAST_ROWS * patches * of_pair)
     assert max(stalls) <= max(SHARED_S, least) * 1.001
-    assert sum(stalls) >= of_token * 300
+    depth = len(vlm.model.visual.blocks)
+    all_ = depth * (patches * of_row + patches**2 * of_pair) + of_token * job.progress[1]
+    assert sum(stalls) >= 0.99 * all_
+    # And slices are no smaller than they have to be.
+    assert len(stalls) <= 24 + 4 * all_ / SHARED_S
 
 
 def test_a_walk_of_questions_and_withdrawals_hears_what_each_alone_hears(vlm: QwenVL) -> None:

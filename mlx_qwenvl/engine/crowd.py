@@ -10,7 +10,7 @@ that one is done: handed over earlier, it would find the shared arrays in use an
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -97,10 +97,11 @@ class Crowd:
 
     Args:
         model: The model.
+        on_token: Called when the tokens of a step are there, before the next is handed over.
     """
 
-    def __init__(self, model: Qwen2VL) -> None:
-        self._model = model
+    def __init__(self, model: Qwen2VL, on_token: Callable[[], None]) -> None:
+        self._model, self._on_token = model, on_token
         self._cache = BatchCache(len(model.layers))
         self._steps = 0
         self.members: list[Member] = []
@@ -176,6 +177,7 @@ class Crowd:
         order = [of_row[id(row)] for row in self._cache.rows]
         following = self._following(self._cache.layers, order) if order else []
         mx.eval([sampled.arrays for _, sampled in told])
+        self._on_token()
         mx.async_eval([sampled.arrays for sampled in following])
         for member, sampled in zip(order, following, strict=True):
             member.current, member.is_told = sampled, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import numpy as np
 from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.vision import Look, VisionBlock
 
 VISION_BATCH = 4096  # patches of small pictures encoded at once: fewer than one of a megapixel has
 
@@ -28,32 +30,62 @@ def look(
     Args:
         model: The model.
         images: The pictures.
-        slices: Say how many blocks of the tower are computed at once.
+        slices: Say how much of the tower is computed at once.
 
     Yields:
         Nothing, whenever a slice is under way; it is waited for when the caller goes on.
     """
     features: Features = {}
-    depth = len(model.visual.blocks)
+    tower = model.visual
+    depth = len(tower.blocks)
     for batch in _batches(images):
         patches = mx.array(np.stack([image.patches for image in batch]))
         count = len(batch) * batch[0].patches.shape[0]
-        seen = model.visual.begin(patches, batch[0].grid_thw)
-        rows: list[mx.array] = []
-        while not rows:
+        seen = tower.begin(patches, batch[0].grid_thw)
+        while seen.blocks < depth:
             blocks = slices.blocks(count, depth - seen.blocks)
-            seen = model.visual.go_on(seen, blocks)
-            if seen.blocks == depth:
-                encoded = model.visual.finish(seen)
-                # Copied out of the batch, so that one that is kept does not keep the others.
-                rows = [mx.contiguous(encoded[row]) for row in range(len(batch))]
-            waiting = rows or [seen.x]
-            began = slices.clock()
-            mx.async_eval(waiting)
-            yield
-            slices.note_blocks(count, blocks, slices.wait(waiting, began))
+            if blocks == 0:
+                seen = yield from _one_block(tower.blocks[seen.blocks], seen, slices)
+                continue
+            seen = tower.go_on(seen, blocks)
+            slices.note_blocks(count, blocks, (yield from _slice([seen.x], slices)))
+        encoded = tower.finish(seen)
+        # Copied out of the batch, so that one that is kept does not keep the others.
+        rows = [mx.contiguous(encoded[row]) for row in range(len(batch))]
+        yield from _slice(rows, slices)
         features |= {image.digest: row for image, row in zip(batch, rows, strict=True)}
     return features
+
+
+def _one_block(block: VisionBlock, seen: Look, slices: Slices) -> Generator[None, None, Look]:
+    """Pictures one block on, some patches at a time: first all keys, then what sees them."""
+    batch, count, _ = seen.x.shape
+    spent, begin = 0.0, 0
+    parts: list[tuple[mx.array, mx.array, mx.array]] = []
+    while begin < count:
+        at = slice(begin, min(begin + slices.keys(batch), count))
+        parts.append(block.project(seen.x[:, at], seen.cos[at], seen.sin[at]))
+        seconds = yield from _slice(parts[-1], slices)
+        slices.note_keys(batch * (at.stop - begin), seconds)
+        spent, begin = spent + seconds, at.stop
+    q, k, v = (mx.concatenate(list(part), axis=2) for part in zip(*parts, strict=True))
+    parts.clear()
+    begin, rows = 0, []
+    while begin < count:
+        at = slice(begin, min(begin + slices.rows(batch, count), count))
+        rows.append(block.finish(seen.x[:, at], q[:, :, at], k, v))
+        seconds = yield from _slice(rows[-1:], slices)
+        slices.note_rows(batch * count * (at.stop - begin), seconds)
+        spent, begin = spent + seconds, at.stop
+    slices.note_blocks(batch * count, 1, spent)
+    return replace(seen, x=mx.concatenate(rows, axis=1), blocks=seen.blocks + 1)
+
+
+def _slice(under_way: Sequence[mx.array], slices: Slices) -> Generator[None, None, float]:
+    """Hand a slice to the device; give the seconds that it took once the caller goes on."""
+    handed = slices.hand_over(under_way)
+    yield
+    return slices.wait(handed)
 
 
 def _batches(images: Sequence[ImagePatches]) -> list[list[ImagePatches]]:

@@ -16,7 +16,7 @@ from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.looking import look
 from mlx_qwenvl.engine.options import PREFILL_STEP
-from mlx_qwenvl.engine.slices import Slices
+from mlx_qwenvl.engine.slices import Slices, UnderWay
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -115,11 +115,12 @@ class Filling:
         self._is_looking = False
         embeddings = model.embed(mx.array(token_ids[cached:]), features)
         outputs: list[mx.array] = []
-        before: _Slice | None = None
+        before: UnderWay | None = None
+        size = 0  # of the slice before
         total, cleared = token_ids.size, cached
         while self.done < total:
             if before is not None and self._slices.shared:
-                before.settle(self._slices)
+                self._slices.note_tokens(size, self._slices.wait(before))
                 before = None
             begin = self.done
             end = min(begin + self._slices.tokens(self._step), total)
@@ -130,12 +131,11 @@ class Filling:
             elif end == total:
                 outputs.append(model.logits(hidden[:, -1:]))
             # All layers' keys and values are on the way to these.
-            begun = _Slice([hidden[:, -1:], *outputs[-1:]], end - begin, self._slices.clock())
-            mx.async_eval(begun.arrays)
+            handed = self._slices.hand_over([hidden[:, -1:], *outputs[-1:]])
             if before is not None:
                 # The device goes on with this slice while the host waits for the one before.
-                before.settle(self._slices)
-            before, self.done = begun, end
+                self._slices.wait(before)
+            before, size, self.done = handed, end - begin, end
             if end - cleared >= PREFILL_STEP:
                 mx.clear_cache()
                 cleared = end
@@ -162,19 +162,6 @@ class Filling:
             start = slot.start + hidden - self._cached
             placed.append((start, encoded[slot.image.digest][hidden:]))
         return placed
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Tokens under way."""
-
-    arrays: list[mx.array]
-    tokens: int
-    began: float
-
-    def settle(self, slices: Slices) -> None:
-        """Wait for them."""
-        slices.note_tokens(self.tokens, slices.wait(self.arrays, self.began))
 
 
 def prefill(

@@ -128,7 +128,7 @@ class Scheduler:
         self._end_ids, self._start, self._drafting = end_ids, start, drafting
         self.max_running = max_running
         self.slices = Slices()
-        self._crowd = Crowd(model)
+        self._crowd = Crowd(model, lambda: self.slices.mark())
         self._of: dict[int, tuple[Job, int]] = {}  # whose answer a member is, by identity
         self._queue: deque[Job] = deque()
         self._reading: Job | None = None
@@ -316,7 +316,6 @@ class Scheduler:
                 raise
             self._fail(self._of[id(members[0])][0], _fault(error), events)
             return
-        self.slices.mark()
         for member, sampled in told:
             job, index = self._of.get(id(member), (None, 0))
             if job is not None:  # else another of its answers has failed

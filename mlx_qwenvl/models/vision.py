@@ -59,14 +59,18 @@ class VisionAttention(nn.Module):
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Attend within x [B, N, D], turned by cos and sin [N, head_dim / 2]."""
-        q, k, v = by_rows(lambda rows, at: self._project(rows, cos[at], sin[at]), x, axis=2)
-        out = attend(q, k, v, self.scale)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
+        q, k, v = by_rows(lambda rows, at: self.project(rows, cos[at], sin[at]), x, axis=2)
+        return self.attend(q, k, v)
 
-    def _project(
+    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """What n queries get of N keys and values, all [B, H, ..., head_dim]: [B, n, D]."""
+        out = attend(q, k, v, self.scale).transpose(0, 2, 1, 3)
+        return self.proj(out.reshape(*out.shape[:2], -1))
+
+    def project(
         self, x: mx.array, cos: mx.array, sin: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """Turned queries and keys, and values, each [B, H, N, head_dim]."""
+        """Turned queries and keys, and values, each [B, H, N, head_dim], of x [B, N, D]."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q, k = self._ops.rotate_vision(qkv, cos, sin)
         return q, k, qkv[:, :, 2].transpose(0, 2, 1, 3)
@@ -97,7 +101,19 @@ class VisionBlock(nn.Module):
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Transform x [B, N, D]; cos and sin are those of the attention."""
-        x = x + self.attn(self.norm1(x), cos, sin)
+        return self._transform(x + self.attn(self.norm1(x), cos, sin))
+
+    def project(
+        self, x: mx.array, cos: mx.array, sin: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The first half of a call, for some rows: what the attention takes of them."""
+        return self.attn.project(self.norm1(x), cos, sin)
+
+    def finish(self, x: mx.array, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """The second half, for some rows and their queries; keys and values are those of all."""
+        return self._transform(x + self.attn.attend(q, k, v))
+
+    def _transform(self, x: mx.array) -> mx.array:
         (x,) = by_rows(lambda rows, _: (rows + self.mlp(self.norm2(rows)),), x)
         return x
 
