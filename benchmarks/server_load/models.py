@@ -5,7 +5,8 @@
     0.1b-4bit    the same with its decoder in 4 bits
 
 A server's API has no word for "go on after the end", so the copies name an end token that the model
-never draws; then every answer has as many tokens as were asked for. Weights are in float32, which
+never draws, and call the family's own by other names; then every answer has as many tokens as were
+asked for. Weights are in float32, which
 ours computes in on a CPU anyway and mlx-vlm does best with: both read the same files.
 """
 
@@ -25,6 +26,7 @@ from benchmarks.peers.checkpoints import make
 
 MODELS = ("demo", "0.1b", "0.1b-4bit")
 NEVER = "<|quad_end|>", 908  # a special token that no answer of these models has
+RENAMED = {"<|im_end|>": "<|im_over|>", "<|endoftext|>": "<|text_over|>"}
 MAX_PIXELS = 1280 * 28 * 28  # pixels, as published configurations advise
 
 
@@ -43,6 +45,11 @@ def endless(name: str, place: Path) -> Path:
         wide = {n: a.astype(mx.float32) if a.dtype == mx.bfloat16 else a for n, a in arrays.items()}
         mx.eval(wide)
         mx.save_safetensors(str(file), wide, metadata={"format": "pt"})
+    for file in draft.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        for former, new in RENAMED.items():
+            text = text.replace(former, new)
+        file.write_text(text, encoding="utf-8")
     text, number = NEVER
     _change(draft / "generation_config.json", {"eos_token_id": [number]})
     _change(draft / "config.json", {"eos_token_id": number, "torch_dtype": "float32"})

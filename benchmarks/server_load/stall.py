@@ -6,7 +6,6 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from benchmarks.peers.cases import MEGAPIXEL
@@ -57,7 +56,8 @@ async def _measure(url: str, model: str, number: int) -> dict[str, Any]:
     meanwhile = sum(begin < moment < told.moments[0] for moment in moments)
     return {
         "stall_s": longest_gap(moments, begin, told.moments[0]),
-        "usual_gap_s": statistics.median(b - a for a, b in pairwise(moments[:HEAD_START])),
+        # Pieces of one read come at one moment, so not the median.
+        "usual_gap_s": (moments[HEAD_START - 1] - moments[0]) / (HEAD_START - 1),
         "picture_first_s": told.first_s,
         "pieces_meanwhile": meanwhile,
         "was_running": was_running,
