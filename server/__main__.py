@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from mlx_qwenvl.command import EXIT_OK, run
+from mlx_qwenvl.command import EXIT_OK, announce_demo, run
 from mlx_qwenvl.errors import QwenVLError
 from mlx_qwenvl.vlm import QwenVL, load
+from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl serve"
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         settings, loading = read(arguments)
+        if arguments.model is None and loading.model == DEMO:
+            announce_demo()
 
         def open_model() -> QwenVL:
             return load(**asdict(loading), progress=sys.stderr.isatty())

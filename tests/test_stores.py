@@ -19,6 +19,7 @@ from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.inputs import image as inputs_image
 from mlx_qwenvl.inputs import processor
 from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.source import MediaLimits
 from mlx_qwenvl.models.text import DecoderLayer
 from tests.golden.tiny import picture
 
@@ -261,7 +262,7 @@ def test_a_file_that_was_cut_before_is_not_decoded_again(
 ) -> None:
     decoded: list[int] = []
 
-    def decode(data: bytes, name: str) -> Image.Image:
+    def decode(data: bytes, name: str, limits: MediaLimits) -> Image.Image:
         decoded.append(len(data))
         return Image.open(io.BytesIO(data))
 
