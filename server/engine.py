@@ -183,8 +183,7 @@ class Engine:
         finally:
             watching.cancel()
             self.drain()
-            for call in list(self._calls):
-                self._end(call, Unavailable("the server is ending"))
+            self.end_calls()
             self._pool.shutdown(wait=False, cancel_futures=True)
             await self._loop.run_in_executor(None, self._worker.stop, STOP_S)
             with suppress(asyncio.CancelledError):
@@ -236,6 +235,11 @@ class Engine:
         """Take no calls any more; those that were accepted go on."""
         if self.state != "dead":
             self.state = "draining"
+
+    def end_calls(self) -> None:
+        """Tell all who still wait that they wait in vain."""
+        for call in list(self._calls):
+            self._end(call, Unavailable("the server is ending"))
 
     async def ready(self) -> None:
         """Wait until the model is loaded.

@@ -1,14 +1,17 @@
 """The server as a process: its port, its signals and how it ends.
 
-The first SIGTERM or SIGINT lets running answers finish, for a while; the second ends at once.
+The first SIGTERM or SIGINT lets accepted requests finish, for a while; the second ends at once.
+Until then the port stays open, so that who comes is told in HTTP that the server is ending.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -22,7 +25,7 @@ from .engine import Engine
 from .listen import uvicorn_config
 from .settings import Settings
 
-END_S = 10.0  # for what is left after the answers have ended, in seconds
+END_S = 3.0  # for what is still on the wire after the answers have ended, in seconds
 
 
 def serve(load: Callable[[], QwenVL], settings: Settings, name: str) -> None:
@@ -77,19 +80,42 @@ class _Server(uvicorn.Server):
     """uvicorn's server, with our signals."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, sock: socket.socket) -> None:
-        config.timeout_graceful_shutdown = max(1, round(engine.settings.drain_s))
+        config.timeout_graceful_shutdown = round(2 * END_S)  # never reached: see `shutdown`
         super().__init__(config)
+        self._ends_at: float | None = None  # in `time.monotonic` seconds
         self._engine, self._sock = engine, sock
         self._is_told = False
 
     def end(self) -> None:
-        """Take no requests any more and end once the last answer is out."""
+        """Take no requests any more and end once the last answer is out, or its time is."""
         self._engine.drain()
-        self.should_exit = True
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + self._engine.settings.drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to close the port; asked ten times a second."""
+        if self._ends_at is not None:
+            if time.monotonic() >= self._ends_at:
+                self._engine.end_calls()
+            self.should_exit = not self._engine.open_calls
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, and hang up on who does not take what is left or never asked to an end.
+
+        uvicorn would cancel what they wait for, with a trace in the log for each.
+        """
+        late = asyncio.get_running_loop().call_later(END_S, self._hang_up)
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Obey a signal. It is not raised again afterwards, so that a clean end is exit code 0."""
-        if self.should_exit:
+        if self._ends_at is not None:
             _leave(128 + sig)
         print(f"{signal.Signals(sig).name}: ending; once more ends at once", file=sys.stderr)
         self.end()
