@@ -389,6 +389,7 @@ class Engine:
             self._of.pop(id(opened.job), None)
             if not opened.job.is_over:
                 self._worker.cancel(opened.job)
+            opened.job = None  # it knows the model, which nobody is to hold on to
         if error is not None:
             opened.heard.put_nowait(error)
 
