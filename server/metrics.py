@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_qwenvl.engine.reply import Chunk
@@ -37,6 +39,17 @@ class Metrics:
             ("route", "method", "status"),
             registry=self.registry,
         )
+        self._answers = Counter(
+            "mlx_qwenvl_answers",
+            "Finished answers by why they ended",
+            ("finish_reason",),
+            registry=self.registry,
+        )
+        self._known = Counter(
+            "mlx_qwenvl_prefix_hits",
+            "Finished answers whose prompt was known in part",
+            registry=self.registry,
+        )
         self._tokens = {
             kind: Counter(f"mlx_qwenvl_{kind}_tokens", what, registry=self.registry)
             for kind, what in (
@@ -59,21 +72,29 @@ class Metrics:
                 ("inter_token", "Between two tokens of one answer"),
             )
         }
-        for name, what, look in (
+        looked = [
             ("open_calls", "Calls prepared, queued or answered", lambda: engine.open_calls),
             ("queued_jobs", "Jobs that wait to be read", self._of_scheduler("queued")),
             ("prefilling_jobs", "Jobs whose prompt is read", self._of_scheduler("prefilling")),
             ("running_answers", "Answers that are decoded", self._of_scheduler("running")),
-            ("prefix_store_bytes", "Keys and values kept", self._of_stores("prefixes")),
-            ("feature_store_bytes", "Vision features kept", self._of_stores("features")),
+            ("prefix_store_bytes", "Keys and values kept", self._of_store("prefixes", "nbytes")),
+            ("feature_store_bytes", "Vision features kept", self._of_store("features", "nbytes")),
             ("active_memory_bytes", "Memory that MLX holds", lambda: engine.worker.active_bytes),
             ("step_seconds", "Age of the step under way", lambda: engine.step_s),
+        ]
+        looked += [(f"is_{s}", f"1 where it is {s}", partial(self._is, s)) for s in STATES]
+        counted = (
+            (
+                "feature_hits",
+                "Pictures that were known",
+                self._of_store("features", "hits"),
+            ),
+            ("feature_misses", "Pictures that were not", self._of_store("features", "misses")),
             ("engine_crashes", "Failures of the engine", lambda: engine.crash_count),
             ("model_loads", "Times that the model was loaded", lambda: engine.load_count),
-        ):
-            self._gauge(name, what, look)
-        for state in STATES:
-            self._gauge(f"is_{state}", f"1 where it is {state}", partial(self._is, state))
+        )
+        self.registry.register(_Looks([_Look(GaugeMetricFamily, *one) for one in looked]))
+        self.registry.register(_Looks([_Look(CounterMetricFamily, *one) for one in counted]))
 
     def request(self, route: str, method: str, status: int) -> None:
         """Count an answered request."""
@@ -92,7 +113,9 @@ class Metrics:
             self._seconds["inter_token"].observe(time.monotonic() - before)
 
     def _finished(self, last: Chunk) -> None:
+        self._answers.labels(last.finish_reason).inc()
         if last.usage is not None:
+            self._known.inc(last.usage.cached_tokens > 0)
             self._tokens["prompt"].inc(last.usage.prompt_tokens)
             self._tokens["cached"].inc(last.usage.cached_tokens)
             self._tokens["image"].inc(last.usage.image_tokens)
@@ -110,9 +133,6 @@ class Metrics:
         """All of it in Prometheus's text form."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, what: str, look: Callable[[], float]) -> None:
-        Gauge(f"mlx_qwenvl_{name}", what, registry=self.registry).set_function(look)
-
     def _is(self, state: str) -> float:
         return float(self._engine.state == state)
 
@@ -123,12 +143,34 @@ class Metrics:
 
         return look
 
-    def _of_stores(self, name: str) -> Callable[[], float]:
+    def _of_store(self, store: str, name: str) -> Callable[[], float]:
         def look() -> float:
             vlm = self._engine.vlm
-            return 0.0 if vlm is None else float(getattr(vlm.stores, name).nbytes)
+            return 0.0 if vlm is None else float(getattr(getattr(vlm.stores, store), name))
 
         return look
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A number that is looked at when somebody asks."""
+
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    name: str
+    what: str
+    look: Callable[[], float]
+
+
+class _Looks:
+    """Numbers for a registry."""
+
+    def __init__(self, looks: list[_Look]) -> None:
+        self._looks = looks
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them as they are now."""
+        for one in self._looks:
+            yield one.kind(f"mlx_qwenvl_{one.name}", one.what, value=one.look())
 
 
 class Counting:

@@ -21,9 +21,14 @@ class FeatureStore:
     Args:
         limit: Bytes to keep in memory at most; 0 keeps nothing there.
         disk: Where they outlive the process, or None.
+
+    Attributes:
+        hits: Times that features were asked for and found.
+        misses: Times that they were not.
     """
 
     def __init__(self, limit: int, disk: DiskTier | None = None) -> None:
+        self.hits = self.misses = 0
         self._kept: BoundedStore[bytes, mx.array] = BoundedStore(limit)
         self._disk = disk
 
@@ -33,7 +38,17 @@ class FeatureStore:
         return self._kept.nbytes
 
     def get(self, digest: bytes) -> mx.array | None:
-        """Features [n, D] of a picture, or None where they are not kept."""
+        """Features [n, D] of a picture that is to be looked at, or None where they are not kept."""
+        found = self._find(digest)
+        self.hits += found is not None
+        self.misses += found is None
+        return found
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether features of a picture are kept."""
+        return self._find(digest) is not None
+
+    def _find(self, digest: bytes) -> mx.array | None:
         found = self._kept.get(digest)
         if found is None and self._disk is not None:
             arrays = self._disk.get(_KIND, digest)

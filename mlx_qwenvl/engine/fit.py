@@ -198,7 +198,7 @@ class _Question:
         known, in_place = stores.prefixes.known(prompt, kv)
         ahead = [slot for slot in prompt.slots if slot.start + slot.image.n_tokens > known]
         images = {slot.image.digest: slot.image for slot in ahead}
-        seen = {digest for digest in images if stores.features.get(digest) is not None}
+        seen = {digest for digest in images if stores.features.holds(digest)}
         new = [i.patches.shape[0] for digest, i in images.items() if digest not in seen]
         return cls(model, prompt, options, tuple(new), in_place, free, copies)
 

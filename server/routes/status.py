@@ -19,6 +19,8 @@ def status_routes(engine: Engine) -> APIRouter:
     """
     router = APIRouter(tags=["status"])
 
+    @router.head("/v1/health", include_in_schema=False)
+    @router.get("/v1/health", include_in_schema=False)
     @router.head("/health", include_in_schema=False)
     @router.get("/health", responses={503: {"description": "Loading, ending or dead"}})
     async def health() -> Response:
