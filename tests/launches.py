@@ -41,6 +41,10 @@ def _whole_ops() -> Iterator[None]:
     with (
         patch.object(mx.fast, "rms_norm", lambda x, weight, eps: _one(x, weight)),
         patch("mlx_qwenvl.models.cache.attend", lambda q, k, v, scale, mask: _one(q, k, v)),
+        patch(
+            "mlx_qwenvl.models.batch_cache.attend_masked",
+            lambda q, k, v, scale, mask: _one(q, k, v, mask),
+        ),
         patch.object(mx.fast, "rope", lambda x, *_, **__: _one(x)),
         patch("mlx_qwenvl.models.text.swiglu", lambda gate, up: _one(gate, up)),
         patch("mlx_qwenvl.kernels.rotate_qkv._turn", _one),

@@ -13,6 +13,7 @@ from mlx.utils import tree_map
 from mlx_qwenvl.engine.options import GREEDY, Options, Sampling
 from mlx_qwenvl.engine.sampling import Sampler, draw
 from mlx_qwenvl.kernels.ops import METAL, TWINS, Ops
+from mlx_qwenvl.models.batch_cache import BatchCache
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from tests.launches import count_launches
@@ -22,19 +23,54 @@ WITHOUT_KERNELS = 13  # the same where the twins run
 VISION = VisionConfig(1, 32, 2, 64, 1536, 3, 14, 2, 2)
 
 
-def step(layers: int, ops: Ops, batch: int = 1) -> Counter[str]:
-    """Launches of one decode step of the 2B's decoder, with some layers and a small vocabulary."""
+def decoder(layers: int, ops: Ops) -> Qwen2VL:
+    """The 2B's decoder at 4 bits, with some layers and a small vocabulary."""
     text = TextConfig(512, 1536, layers, 8960, 12, 2, 1e-6, 1e6, (16, 24, 24), 4096, True)
     model = Qwen2VL(Config(VISION, text, 0, 1, 2, 3), ops)
     model.update(tree_map(lambda array: mx.zeros(array.shape, mx.bfloat16), model.parameters()))
     nn.quantize(model.model, group_size=64, bits=4)
     model.merge_projections()
-    cache = model.make_cache()
     mx.eval(model.parameters())
+    return model
+
+
+def step(layers: int, ops: Ops, batch: int = 1) -> Counter[str]:
+    """Launches of one decode step of rows of one length."""
+    model = decoder(layers, ops)
+    cache = model.make_cache()
     for layer in cache:
         keys = mx.zeros((batch, 2, 3, 128), mx.bfloat16)
         layer.update_and_fetch(keys, keys)
     return count_launches(lambda tokens: model(tokens, cache), mx.zeros((batch, 1), mx.int32))
+
+
+def shared_step(layers: int, lengths: tuple[int, ...]) -> Counter[str]:
+    """Launches of one decode step of rows of many lengths."""
+    model = decoder(layers, METAL)
+    rows = BatchCache(layers)
+    for length in lengths:
+        cache = model.make_cache()
+        for layer in cache:
+            keys = mx.zeros((1, 2, length, 128), mx.bfloat16)
+            layer.update_and_fetch(keys, keys)
+        rows.join(cache)
+    rows.begin_step()
+    inputs = mx.zeros((len(lengths), 1), mx.int32)
+    return count_launches(lambda tokens: model(tokens, rows.layers), inputs)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "classes"), [((3, 70, 255, 140), 1), ((3, 300, 5, 400), 2), ((3, 300, 700, 9), 3)]
+)
+def test_rows_of_many_lengths_keep_to_a_launch_budget(
+    lengths: tuple[int, ...], classes: int
+) -> None:
+    one, three = shared_step(1, lengths), shared_step(3, lengths)
+    per_layer = {name: (three[name] - one[name]) / 2 for name in three}
+    # A write and an attention for each class, and one launch to join what they give.
+    assert sum(per_layer.values()) <= BUDGET + 2 * (classes - 1) + (classes > 1), per_layer
+    assert per_layer["QuantizedMatmul"] == 4
+    assert per_layer["Scatter"] == classes
 
 
 def of_a_layer(ops: Ops, batch: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_qwenvl import ContextError, MemoryExceeded, OptionError, QwenVL, QwenVLError
+from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.engine.scheduler import Job, Scheduler, Told
 from mlx_qwenvl.engine.slices import FIRST_TOKENS, LEAST_ROWS, SHARED_S, Slices, UnderWay
 from mlx_qwenvl.engine.stores import Stores
@@ -150,6 +152,31 @@ def test_n_answers_read_the_prompt_once_and_draw_with_seeds_that_follow(
     size = job.prompt.token_ids.size
     assert sum(length for rows, length in fed if length > 1) in (size, size - 1)
     assert job.is_over
+
+
+def test_each_keeps_to_its_own_grammar(demo: QwenVL) -> None:
+    pytest.importorskip("llguidance")
+    year, word = Grammar("regex", "[12][0-9]{3} (AD|BC)"), Grammar("regex", "(yes|no)!{2,5}")
+    asked = [
+        Question("When?", (), {"grammar": year, "temperature": 1.0, "seed": 4}),
+        Question("When?", PICTURES[:1], {"grammar": year, "temperature": 0, "logprobs": True}),
+        Question("Is it?", (), {"grammar": word, "temperature": 0.8, "seed": 5}),
+        Question("Is it?", (), {"temperature": 0, "max_tokens": 40}),
+        Question("Is it?", (), {"temperature": 1.0, "seed": 1, "max_tokens": 40}),
+    ]
+    alone = [question.alone(demo) for question in asked]
+    scheduler = demo.scheduler()
+    listener = Listener(scheduler)
+    jobs = [question.add(demo, scheduler) for question in asked]
+    listener.until_idle()
+    for job, want in zip(jobs, alone, strict=True):
+        assert listener.reply(job).text == want.text
+    for job in jobs[:2]:
+        assert re.fullmatch(year.source, listener.reply(job).text)
+    twice = asked[2].add(demo, scheduler, n=3)
+    listener.until_idle()
+    for index in range(3):
+        assert re.fullmatch(word.source, listener.reply(twice, index).text)
 
 
 @pytest.mark.parametrize("kv", [{"kv_bits": 8}, {"kv_bits": 4, "kv_start": 20}])

@@ -98,16 +98,16 @@ class _Part:
     Attributes:
         owner: The class.
         rows: Which rows of the step.
-        slots: [n] int32.
-        places: [n] int32: where each row's token goes.
+        count: n.
+        places: Indices of each axis but the last, at which the rows' tokens go; together [2, n, H].
         total: T, with the new tokens.
         mask: bool [n, 1, 1, T]: what each row may see.
     """
 
     owner: _Class
     rows: slice
-    slots: mx.array
-    places: mx.array
+    count: int
+    places: tuple[mx.array, ...]
     total: int
     mask: mx.array
 
@@ -191,8 +191,8 @@ class BatchCache:
             part = _Part(
                 owner,
                 slice(begin, begin + count),
-                mx.arange(count, dtype=mx.int32),
-                mx.array(lengths),
+                count,
+                _places(lengths, owner.buffers[0].shape[2]),
                 total,
                 mx.array(seen[:, None, None]),
             )
@@ -209,12 +209,10 @@ class BatchCache:
         out = []
         for part in self._parts:
             buffer = part.owner.buffers[layer]
-            # The indexed axes come first: [n, 2, H, D].
-            new = kv[:, part.rows, :, 0].transpose(1, 0, 2, 3)
-            buffer[:, part.slots, :, part.places] = new
+            buffer[part.places] = kv[:, part.rows, :, 0]
             # Views, each of one index: `buffer[0][:n]` would be a copy.
-            keys = buffer[0, : part.slots.size, :, : part.total]
-            values = buffer[1, : part.slots.size, :, : part.total]
+            keys = buffer[0, : part.count, :, : part.total]
+            values = buffer[1, : part.count, :, : part.total]
             out.append(attend_masked(q[part.rows], keys, values, scale, part.mask))
         for index, own in self._alone:
             one = slice(index, index + 1)
@@ -242,6 +240,17 @@ class BatchCache:
 def copies_into_slots(cache: Sequence[LayerCache]) -> bool:
     """Whether a row copies these caches, one a layer, or goes on in them."""
     return all(type(layer) is KVCache for layer in cache)
+
+
+def _places(lengths: np.ndarray, heads: int) -> tuple[mx.array, ...]:
+    """Where one token of each row goes; slices in their place would be made anew in every layer."""
+    count = lengths.size
+    return (
+        mx.array(np.arange(2, dtype=np.uint32).reshape(2, 1, 1)),
+        mx.array(np.arange(count, dtype=np.uint32).reshape(1, count, 1)),
+        mx.array(np.arange(heads, dtype=np.uint32).reshape(1, 1, heads)),
+        mx.array(lengths.astype(np.uint32).reshape(1, count, 1)),
+    )
 
 
 class _RowPositions(Positions):
