@@ -20,7 +20,7 @@ class Broken(Exception):
 
 def whole(path: str, body: dict[str, Any]) -> str:
     """An answer that came at once, as canonical JSON."""
-    if "error" in body:
+    if body.get("error"):
         return _canonical({"error": body["error"].get("message")})
     if path.endswith("/messages"):
         return _canonical(_message(body))
