@@ -259,6 +259,17 @@ def test_the_line_that_differs_from_request_to_request_is_left_out(
     assert texts(engine.calls[-1].messages[1]) == line
 
 
+def test_what_follows_that_line_is_found_again(client: TestClient) -> None:
+    usages = []
+    for number in ("71fea", "ead88"):
+        line = f"x-anthropic-billing-header: cc_version=2.1.88.a3f; cch={number};\n"
+        asked = body("Hello", system=line + "You are Claude Code. " * 8)
+        usages.append(client.post(MESSAGES, json=asked).json()["usage"])
+    first, second = usages
+    whole = [usage["input_tokens"] + usage["cache_read_input_tokens"] for usage in usages]
+    assert whole[0] == whole[1] and second["input_tokens"] < first["input_tokens"] // 4
+
+
 def test_options_are_taken_over(script: Script) -> None:
     client, engine = script(*HELLO)
     asked = body(temperature=0.5, top_p=0.9, top_k=40, seed=3, metadata={"user_id": "me"})
