@@ -21,7 +21,7 @@ MAX_TOOLS = 128  # OpenAI's limit
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 DEFAULT_SYSTEM = "You are a helpful assistant."  # what the family's templates say by themselves
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")  # Anthropic's limit; OpenAI's is 64
 _HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -38,7 +38,7 @@ class Tool:
     """A function that the model may call.
 
     Attributes:
-        name: At most 64 of the characters a-z, A-Z, 0-9, _ and -.
+        name: At most 128 of the characters a-z, A-Z, 0-9, _ and -.
         description: What it is for, or nothing.
         parameters: A JSON schema of its arguments, which are an object.
         strict: Whether a keyword of the schema that cannot be enforced is an error.
@@ -56,7 +56,7 @@ class Tool:
         """Refuse what is no function."""
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise OptionError(
-                f"a tool has the name {_shown(self.name)}, expected 1 to 64 of the characters a-z, "
+                f"a tool has the name {_shown(self.name)}, expected 1 to 128 of the characters a-z, "
                 "A-Z, 0-9, _ and -"
             )
         for name, value, kinds, said in (
