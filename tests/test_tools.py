@@ -293,16 +293,17 @@ def test_keywords_that_cannot_be_enforced_are_an_error_for_strict_tools_only(
         compiler.compile(strict)
 
 
-def test_a_loose_grammar_does_without_the_schemas_of_tools_that_are_not_strict(
+def test_tools_that_are_not_strict_do_without_schemas_that_cannot_be_compiled(
     compiler: Compiler,
 ) -> None:
     bad = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}
-    tight = grammar_for([Tool("bad", "", bad)], AUTO)
-    loose = grammar_for([Tool("bad", "", bad)], AUTO, loose=True)
-    assert tight is not None and loose is not None
+    loose = grammar_for([Tool("bad", "", bad), Tool("good", "", WEATHER, strict=True)], AUTO)
+    assert loose is not None and loose.instead is not None
+    assert compiler.compile(loose) is compiler.compile(loose.instead)
+    strict = grammar_for([Tool("bad", "", bad, strict=True), Tool("good", "", WEATHER)], AUTO)
+    assert strict is not None
     with pytest.raises(OptionError, match="look-around"):
-        compiler.compile(tight)
-    compiler.compile(loose)
+        compiler.compile(strict)
 
 
 def test_as_many_tools_as_there_may_be_compile(compiler: Compiler) -> None:

@@ -48,7 +48,7 @@ class Compiler:
         return self.compile(grammar).start()
 
     def compile(self, grammar: Grammar) -> Compiled:
-        """Make a grammar ready for use.
+        """Make a grammar ready for use, or what stands in for it.
 
         It takes milliseconds as a rule; who must not wait asks from a thread.
 
@@ -56,6 +56,14 @@ class Compiler:
             OptionError: The grammar is not valid, cannot be satisfied, or is too large, or
                 llguidance is not installed.
         """
+        try:
+            return self._made_of(grammar)
+        except OptionError:
+            if grammar.instead is None:
+                raise
+            return self.compile(grammar.instead)
+
+    def _made_of(self, grammar: Grammar) -> Compiled:
         found = self.kept.get(grammar)
         if found is None:
             vocabulary = self._vocabulary()

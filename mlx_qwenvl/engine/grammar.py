@@ -26,6 +26,7 @@ class Grammar:
             "tools" is the Lark grammar that `tool_grammar.py` makes.
         source: A JSON schema or llguidance grammar as JSON text, a regular expression, or a Lark
             grammar.
+        instead: What is taken where this cannot be compiled, or None where that is an error.
 
     Raises:
         OptionError: An unknown kind, or a source that is no text or longer than `MAX_SOURCE_BYTES`.
@@ -33,6 +34,7 @@ class Grammar:
 
     kind: GrammarKind
     source: str = ""
+    instead: Grammar | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no grammar at first sight."""

@@ -14,20 +14,25 @@ from mlx_qwenvl.inputs.tools import CALL_BEGIN, CALL_END, Tool, ToolChoice, as_j
 ANY_OBJECT = {"type": "object"}
 
 
-def grammar_for(
-    tools: Sequence[Tool], choice: ToolChoice, *, loose: bool = False
-) -> Grammar | None:
+def grammar_for(tools: Sequence[Tool], choice: ToolChoice) -> Grammar | None:
     """What an answer with tools has to look like, or None where anything goes.
+
+    Where a schema cannot be compiled, tools that are not strict take any object as arguments.
 
     Args:
         tools: All tools.
         choice: Which of them may or have to be called.
-        loose: Take any object as arguments of the tools that are not strict; for schemas that
-            cannot be compiled.
     """
     callable_tools = choice.among(tools)
     if not callable_tools:
         return None
+    loose = None
+    if not all(tool.strict for tool in callable_tools):
+        loose = Grammar("tools", _source(callable_tools, choice, loose=True))
+    return Grammar("tools", _source(callable_tools, choice, loose=False), loose)
+
+
+def _source(callable_tools: Sequence[Tool], choice: ToolChoice, *, loose: bool) -> str:
     lines = ["%llguidance {}", _start(choice)]
     names = []
     for index, tool in enumerate(callable_tools):
@@ -36,7 +41,7 @@ def grammar_for(
         lines.append(f"call_{index}: {json.dumps(head)} args_{index}")
         lines.append(f"args_{index}: %json {_arguments(tool, loose)}")
     lines.append(f"body: ({' | '.join(names)}) {json.dumps(chr(125) + chr(10) + CALL_END)}")
-    return Grammar("tools", "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _start(choice: ToolChoice) -> str:
