@@ -56,8 +56,8 @@ class Tool:
         """Refuse what is no function."""
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise OptionError(
-                f"a tool has the name {_shown(self.name)}, expected 1 to 128 of the characters a-z, "
-                "A-Z, 0-9, _ and -"
+                f"a tool has the name {_shown(self.name)}, expected 1 to 128 of the characters "
+                "a-z, A-Z, 0-9, _ and -"
             )
         for name, value, kinds, said in (
             ("description", self.description, str, "a text"),
