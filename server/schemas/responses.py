@@ -162,6 +162,7 @@ class ResponsesRequest(AnswerFields):
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
+            "store": False,  # whatever was asked; OpenAI's own default is true
             "temperature": self.temperature,
             "text": {"format": form or {"type": "text"}},
             "tool_choice": self.tool_choice or "auto",

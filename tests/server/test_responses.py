@@ -100,6 +100,7 @@ def test_a_response_repeats_what_was_asked_for(script: Script) -> None:
         "parallel_tool_calls": False,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
+        "store": False,
         "temperature": 0.5,
         "text": {"format": {"type": "text"}},
         "tool_choice": "none",

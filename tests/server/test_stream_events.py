@@ -30,6 +30,7 @@ OURS = {
     "ChatCompletionChunk": {"timings"},
     "Completion": {"timings"},
     "ChatCompletion": {"timings"},
+    "Response": {"store"},  # in OpenAI's replies too, though the type does not know it
     "Model": {"created_at", "display_name", "max_model_len", "type"},
     "CompletionUsage": {
         *("avg_tok_per_sec", "avg_prompt_tok_per_sec", "avg_compl_tok_per_sec"),
