@@ -160,6 +160,8 @@ def read(arguments: argparse.Namespace) -> tuple[Settings, Loading]:
         value = chosen[name]
         if value is not None and value < least:
             raise OptionError(f"{_flag(name)} is {value}, expected a number from {least} up")
+    if not 0 <= arguments.port < 2**16:
+        raise OptionError(f"--port is {arguments.port}, expected a number from 0 to {2**16 - 1}")
     if arguments.kv_bits not in (None, 4, 8):
         raise OptionError(f"--kv-bits is {arguments.kv_bits}, expected 8 or 4")
     keys = read_keys(os.environ, arguments.api_key_file)

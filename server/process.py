@@ -17,7 +17,7 @@ from types import FrameType
 
 import uvicorn
 
-from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.errors import QwenVLError
 from mlx_qwenvl.vlm import QwenVL
 
 from .app import create_app
@@ -63,11 +63,8 @@ def listener(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
-        OptionError: There is no such port.
         QwenVLError: It is taken, or not ours to take.
     """
-    if not 0 <= port < 2**16:
-        raise OptionError(f"--port is {port}, expected a number from 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
