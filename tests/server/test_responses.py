@@ -27,7 +27,7 @@ HELLO = (says("Hel"), says("lo"), ends())
 SEEN = {"type": "input_image", "image_url": data_url(), "detail": "auto"}
 SCHEMA = {"type": "object", "properties": {"place": {"type": "string"}}}
 WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
-CLOCK = {"type": "function", "name": "clock", "parameters": {}, "strict": None}
+CLOCK: dict[str, Any] = {"type": "function", "name": "clock", "parameters": {}, "strict": None}
 
 
 def body(asked: Any = "What is this?", **fields: Any) -> dict[str, Any]:
