@@ -53,11 +53,11 @@ class Job:
         is_over: Whether nothing more comes: finished, failed or withdrawn.
     """
 
-    prompt: Prompt
-    options: Options
+    prompt: Prompt = field(repr=False)
+    options: Options = field(repr=False)
     n: int
-    watch: Stopwatch
-    stores: Stores
+    watch: Stopwatch = field(repr=False)
+    stores: Stores = field(repr=False)
     progress: tuple[int, int]
     is_over: bool = False
     _conversation: Conversation | None = field(default=None, repr=False)
