@@ -199,6 +199,7 @@ class Counting:
         try:
             await self._app(scope, receive, noting)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            # With and without the version it is one address; FastAPI's releases differ in this.
+            route = getattr(scope.get("route"), "path", "none").removeprefix("/v1")
             self._metrics.request(route, scope["method"], status)
         return None

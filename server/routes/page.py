@@ -14,7 +14,11 @@ from mlx_qwenvl import __version__
 from ..engine import Engine
 from ..wire import Json
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+VARY = {"Vary": "Accept"}
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -53,14 +57,14 @@ def page_routes(engine: Engine) -> APIRouter:
     async def page(request: Request) -> Response:
         facts = {"model": engine.name, "version": __version__, "state": engine.state}
         if "application/json" in request.headers.get("accept", ""):
-            return Json(facts)
+            return Json(facts, headers=VARY)
         # The Host was checked at the door.
         base = f"{request.url.scheme}://{request.headers['host']}/v1"
         safe = {name: html.escape(value) for name, value in (facts | {"base": base}).items()}
         return Response(
             PAGE.substitute(safe),
             media_type="text/html; charset=utf-8",
-            headers={"Content-Security-Policy": POLICY},
+            headers={"Content-Security-Policy": POLICY, **VARY},
         )
 
     return router
