@@ -214,7 +214,7 @@ def test_what_cannot_work_is_told_in_one_line(
     start: Started, arguments: list[str], code: int, said: str
 ) -> None:
     with_port = arguments if "--port" in arguments else [*arguments, "--port", "0"]
-    process = start(*with_port)
+    process = start(*([] if "--model" in arguments else ["--model", "demo"]), *with_port)
     assert process.end() == code
     (line,) = process.lines
     assert line.startswith("mlx-qwenvl serve: ") and said in line

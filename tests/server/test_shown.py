@@ -57,7 +57,7 @@ def test_counts_are_those_of_the_answers(client: TestClient) -> None:
         assert value(client, f"{name}_seconds_bucket", le="+Inf") == answers
     labels = {"route": ROUTE, "method": "POST", "status": "200"}
     assert value(client, "http_requests_total", **labels) == 3
-    assert value(client, "model_loads") == 1 and value(client, "engine_crashes") == 0
+    assert value(client, "model_loads_total") == 1 and value(client, "engine_crashes_total") == 0
 
 
 def test_gaps_between_tokens_are_counted_once_each(client: TestClient) -> None:
