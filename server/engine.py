@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from mlx_qwenvl.engine.options import Options, read_options
 from mlx_qwenvl.engine.reply import Chunk
@@ -32,6 +32,7 @@ from .metrics import Metrics
 from .settings import Settings
 from .worker import Worker
 
+T = TypeVar("T")
 State = Literal["loading", "ready", "unloaded", "draining", "dead"]
 
 PREPARING_THREADS = 16  # they mostly wait for other machines
@@ -110,15 +111,20 @@ class _Open:
     Attributes:
         heard: What came of it; an error ends it. A slow listener holds up nobody: it is as long as
             the answers at most.
-        job: The scheduler's, once it has one.
-        is_over: Whether nothing more is to come.
+        over: Done once nothing more is to come; has the reason where that is not the answer's end.
+        job: The scheduler's, while it has one.
         last_at: When something was heard last of each answer, in `time.monotonic` seconds.
     """
 
     heard: asyncio.Queue[Heard | Exception]
+    over: asyncio.Future[None]
     job: Job | None = None
-    is_over: bool = False
     last_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.over.done()
 
 
 class Engine:
@@ -238,8 +244,7 @@ class Engine:
 
     def end_calls(self) -> None:
         """Tell all who still wait that they wait in vain."""
-        for call in list(self._calls):
-            self._end(call, Unavailable("the server is ending"))
+        self._end_all(Unavailable("the server is ending"))
 
     async def ready(self) -> None:
         """Wait until the model is loaded.
@@ -251,9 +256,13 @@ class Engine:
 
     async def prompt(self, call: Call) -> Prompt:
         """A call's prompt, its pictures opened; nothing is computed. Errors as of `submit`."""
-        opened = self._admit(0)
-        try:
+        opened = self._admit()
+
+        async def work() -> Prompt:
             return (await self._prepare(await self._awake(), call, computes=False))[0]
+
+        try:
+            return await _unless_over(opened, work())
         finally:
             self._end(opened)
 
@@ -269,22 +278,9 @@ class Engine:
             Unavailable: There is no engine now.
             QwenVLError: The call itself cannot be answered.
         """
-        opened = self._admit(call.n)
+        opened = self._admit()
         try:
-            watch = Stopwatch()
-            vlm = await self._awake()
-            watch.load_s = vlm.load_s
-            prompt, options = await self._prepare(vlm, call)
-            accepted: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-            self._worker.add(
-                prompt,
-                options,
-                watch,
-                call.n,
-                lambda: not opened.is_over,
-                lambda job: self._post(lambda: self._accept(opened, accepted, job)),
-            )
-            opened.job = await accepted
+            await _unless_over(opened, self._add(opened, call))
         except BaseException:
             self._end(opened)
             raise
@@ -294,7 +290,24 @@ class Engine:
             lambda: None if opened.job is None else opened.job.progress,
         )
 
-    def _admit(self, n: int) -> _Open:
+    async def _add(self, opened: _Open, call: Call) -> None:
+        """Bring a call into the scheduler."""
+        watch = Stopwatch()
+        vlm = await self._awake()
+        watch.load_s = vlm.load_s
+        prompt, options = await self._prepare(vlm, call)
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._worker.add(
+            prompt,
+            options,
+            watch,
+            call.n,
+            lambda: not opened.is_over,
+            lambda job: self._post(lambda: self._accept(opened, accepted, job)),
+        )
+        await accepted
+
+    def _admit(self) -> _Open:
         """Take a call in, which counts until it is ended.
 
         Raises:
@@ -311,7 +324,8 @@ class Engine:
         most = self.settings.max_concurrency + self.settings.max_queue
         if len(self._calls) >= most:
             raise Overloaded(f"{len(self._calls)} requests are open, at most {most} pass")
-        opened = _Open(asyncio.Queue())
+        opened = _Open(asyncio.Queue(), asyncio.get_running_loop().create_future())
+        opened.over.add_done_callback(_seen)
         self._calls.add(opened)
         return opened
 
@@ -351,7 +365,7 @@ class Engine:
         future.add_done_callback(self._preparing.discard)
         return await asyncio.wrap_future(future), options
 
-    def _accept(self, opened: _Open, accepted: asyncio.Future[Job], job: Job | Exception) -> None:
+    def _accept(self, opened: _Open, accepted: asyncio.Future[None], job: Job | Exception) -> None:
         """Take note of what the scheduler said to a call."""
         if isinstance(job, Job):
             if opened.is_over:  # withdrawn meanwhile
@@ -361,7 +375,7 @@ class Engine:
         if accepted.done():
             return
         if isinstance(job, Job):
-            accepted.set_result(job)
+            accepted.set_result(None)
         else:
             accepted.set_exception(job)
 
@@ -382,7 +396,10 @@ class Engine:
         """Let go of a call, and of its work where that is not done."""
         if opened.is_over:
             return
-        opened.is_over = True
+        if error is None:
+            opened.over.cancel()
+        else:
+            opened.over.set_exception(error)
         self._calls.discard(opened)
         self._quiet_since = time.monotonic()
         if opened.job is not None:
@@ -461,9 +478,12 @@ class Engine:
         assert self._loading is not None
         if not self._loading.done():
             self._loading.set_exception(Unavailable("the engine has failed"))
-        for opened in list(self._calls):
-            self._end(opened, Unavailable("the engine has failed"))
+        self._end_all(Unavailable("the engine has failed"))
         self._on_failure()
+
+    def _end_all(self, error: Exception) -> None:
+        for opened in list(self._calls):
+            self._end(opened, error)
 
     async def _watch(self) -> None:
         """Let an idle model go, and notice an engine that hangs."""
@@ -483,7 +503,21 @@ class Engine:
                 self._worker.unload()
 
 
-def _seen(future: asyncio.Future[QwenVL]) -> None:
-    """Marks an error as seen: whoever waits for the model is told, and perhaps nobody does."""
+async def _unless_over(opened: _Open, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work on a call; whatever ends the call is raised."""
+    working = asyncio.ensure_future(work)
+    working.add_done_callback(_seen)
+    try:
+        both: set[asyncio.Future[Any]] = {working, opened.over}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            opened.over.result()
+        return working.result()
+    finally:
+        working.cancel()
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Marks an error as seen: whoever waits is told, and perhaps nobody does."""
     if not future.cancelled():
         future.exception()

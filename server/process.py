@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -113,8 +114,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Obey a signal. It is not raised again afterwards, so that a clean end is exit code 0."""
         if self._ends_at is not None:
-            _leave(128 + sig)
-        print(f"{signal.Signals(sig).name}: ending; once more ends at once", file=sys.stderr)
+            os._exit(128 + sig)
+        # Not by `print`: the signal may have come within one, and the next within this one.
+        with suppress(OSError):
+            os.write(2, f"{signal.Signals(sig).name}: ending; once more ends at once\n".encode())
         self.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -135,6 +138,6 @@ class _Server(uvicorn.Server):
 def _leave(code: int) -> None:
     """End the process now, whatever its threads do."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        with suppress(AttributeError, OSError, ValueError):  # none, or nobody who reads it
             stream.flush()
     os._exit(code)
