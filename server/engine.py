@@ -10,121 +10,42 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from mlx_qwenvl.engine.options import Options, read_options
-from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.engine.scheduler import Event, Job, Told
 from mlx_qwenvl.engine.telling import Stopwatch
-from mlx_qwenvl.errors import OptionError, QwenVLError
-from mlx_qwenvl.inputs.prompt import Prompt, text_prompt
+from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.vlm import QwenVL
 
 from .call import Call
-from .media import MediaPolicy
 from .metrics import Metrics
+from .preparing import Preparing
 from .settings import Settings
+from .ticket import (
+    EngineFailed,
+    Heard,
+    OpenCall,
+    Overloaded,
+    Ticket,
+    Unavailable,
+    seen,
+    unless_over,
+)
 from .worker import Worker
 
-T = TypeVar("T")
 State = Literal["loading", "ready", "unloaded", "draining", "dead"]
 
-PREPARING_THREADS = 16  # they mostly wait for other machines
 MAX_CRASHES = 5  # within `CRASHES_S`, after which starting anew is given up
 CRASHES_S = 60.0  # seconds
 LOOK_S = 0.5  # between looks at what only time tells, in seconds
 STOP_S = 5.0  # in which a step may come to its end when the server ends, in seconds
 
 log = logging.getLogger("mlx_qwenvl.server")
-
-
-class Overloaded(QwenVLError):
-    """More requests wait than the operator allows."""
-
-
-class Unavailable(QwenVLError):
-    """The model is being loaded, or the engine is ending or dead."""
-
-
-class EngineFailed(QwenVLError):
-    """The engine failed while it worked on a call; it was not the call's fault."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A piece of one of a call's answers.
-
-    Attributes:
-        index: Which of the call's `n` answers.
-        chunk: The piece; the last one of an answer has a finish reason, usage and timings.
-    """
-
-    index: int
-    chunk: Chunk
-
-
-class Ticket:
-    """A call that was accepted: an iterator over what is heard.
-
-    Args:
-        chunks: Of the answers.
-        withdraw: Withdraws the call.
-        progress: Gives the prompt tokens that are computed, and all of them.
-    """
-
-    def __init__(
-        self,
-        chunks: AsyncIterator[Heard],
-        withdraw: Callable[[], None] | None = None,
-        progress: Callable[[], tuple[int, int] | None] | None = None,
-    ) -> None:
-        self._chunks, self._withdraw, self._progress = chunks, withdraw, progress
-        self.cancelled = False
-
-    def __aiter__(self) -> AsyncIterator[Heard]:
-        """What is heard, until all answers are finished."""
-        return self._chunks
-
-    @property
-    def progress(self) -> tuple[int, int] | None:
-        """Prompt tokens that are computed, and all of them; None where nobody knows."""
-        return None if self._progress is None else self._progress()
-
-    def cancel(self) -> None:
-        """Withdraw the call; its work stops within one step. Does nothing once it is finished."""
-        if not self.cancelled:
-            self.cancelled = True
-            if self._withdraw is not None:
-                self._withdraw()
-
-
-@dataclass(eq=False)
-class _Open:
-    """A call that is not finished.
-
-    Attributes:
-        heard: What came of it; an error ends it. A slow listener holds up nobody: it is as long as
-            the answers at most.
-        over: Done once nothing more is to come; has the reason where that is not the answer's end.
-        job: The scheduler's, while it has one.
-        last_at: When something was heard last of each answer, in `time.monotonic` seconds.
-    """
-
-    heard: asyncio.Queue[Heard | Exception]
-    over: asyncio.Future[None]
-    job: Job | None = None
-    last_at: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more is to come."""
-        return self.over.done()
 
 
 class Engine:
@@ -159,18 +80,16 @@ class Engine:
         self._on_failure, self._on_ready = on_failure, on_ready
         path = Path(name)
         self.name = path.name if path.is_absolute() else name  # of a path nothing but its end
-        self._media = MediaPolicy.of(settings)
+        self._preparing = Preparing(settings)
         self._worker = Worker(
             load, settings.max_concurrency, self._when_loaded, self._when_told, self._when_crashed
         )
-        self._pool: ThreadPoolExecutor | None = None
-        self._preparing: set[Future[Prompt]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._vlm: QwenVL | None = None
         self._tokenizer: Tokenizer | None = None
         self._loading: asyncio.Future[QwenVL] | None = None
-        self._calls: set[_Open] = set()
-        self._of: dict[int, _Open] = {}  # whose a job is, by identity
+        self._calls: set[OpenCall] = set()
+        self._of: dict[int, OpenCall] = {}  # whose a job is, by identity
         self._crashes: deque[float] = deque(maxlen=MAX_CRASHES)
         self._quiet_since = time.monotonic()
         self.crash_count = self.load_count = 0
@@ -180,8 +99,7 @@ class Engine:
         """Load the model and answer until the block ends, without waiting for the model."""
         self._loop = asyncio.get_running_loop()
         self._loading = self._loop.create_future()
-        self._loading.add_done_callback(_seen)
-        self._pool = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._loading.add_done_callback(seen)
         self._worker.start()
         watching = asyncio.ensure_future(self._watch())
         try:
@@ -190,7 +108,7 @@ class Engine:
             watching.cancel()
             self.drain()
             self.end_calls()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._preparing.close()
             await self._loop.run_in_executor(None, self._worker.stop, STOP_S)
             with suppress(asyncio.CancelledError):
                 await watching
@@ -219,7 +137,7 @@ class Engine:
     @property
     def has_ended(self) -> bool:
         """Whether no thread of it works any more."""
-        return self._worker.has_ended and not self._preparing
+        return self._worker.has_ended and self._preparing.is_idle
 
     @property
     def worker(self) -> Worker:
@@ -259,10 +177,10 @@ class Engine:
         opened = self._admit()
 
         async def work() -> Prompt:
-            return (await self._prepare(await self._awake(), call, computes=False))[0]
+            return (await self._preparing.prepare(await self._awake(), call, computes=False))[0]
 
         try:
-            return await _unless_over(opened, work())
+            return await unless_over(opened, work())
         finally:
             self._end(opened)
 
@@ -280,7 +198,7 @@ class Engine:
         """
         opened = self._admit()
         try:
-            await _unless_over(opened, self._add(opened, call))
+            await unless_over(opened, self._add(opened, call))
         except BaseException:
             self._end(opened)
             raise
@@ -290,12 +208,12 @@ class Engine:
             lambda: None if opened.job is None else opened.job.progress,
         )
 
-    async def _add(self, opened: _Open, call: Call) -> None:
+    async def _add(self, opened: OpenCall, call: Call) -> None:
         """Bring a call into the scheduler."""
         watch = Stopwatch()
         vlm = await self._awake()
         watch.load_s = vlm.load_s
-        prompt, options = await self._prepare(vlm, call)
+        prompt, options = await self._preparing.prepare(vlm, call)
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._worker.add(
             prompt,
@@ -307,7 +225,7 @@ class Engine:
         )
         await accepted
 
-    def _admit(self) -> _Open:
+    def _admit(self) -> OpenCall:
         """Take a call in, which counts until it is ended.
 
         Raises:
@@ -324,8 +242,8 @@ class Engine:
         most = self.settings.max_concurrency + self.settings.max_queue
         if len(self._calls) >= most:
             raise Overloaded(f"{len(self._calls)} requests are open, at most {most} pass")
-        opened = _Open(asyncio.Queue(), asyncio.get_running_loop().create_future())
-        opened.over.add_done_callback(_seen)
+        opened = OpenCall(asyncio.Queue(), asyncio.get_running_loop().create_future())
+        opened.over.add_done_callback(seen)
         self._calls.add(opened)
         return opened
 
@@ -335,37 +253,13 @@ class Engine:
         if self.state == "unloaded" and self._loading.done():
             # One load, whoever asks for it first; it stands behind the unloading in the inbox.
             self._loading = asyncio.get_running_loop().create_future()
-            self._loading.add_done_callback(_seen)
+            self._loading.add_done_callback(seen)
             self._worker.load()
         return await asyncio.shield(self._loading)
 
-    async def _prepare(
-        self, vlm: QwenVL, call: Call, *, computes: bool = True
-    ) -> tuple[Prompt, Options]:
-        """Open a call's pictures and compile its grammar, beside the event loop."""
-        options = replace(read_options(call.options, vlm.sampling), grammar=call.grammar)
-        vocabulary = vlm.config.text.vocab_size
-        if any(token >= vocabulary for token in options.logit_bias):
-            raise OptionError(
-                f"logit_bias names a token beyond the vocabulary of {vocabulary}", "logit_bias"
-            )
-
-        def work() -> Prompt:
-            if computes and call.grammar is not None:
-                vlm.grammars.compile(call.grammar)
-            if call.text is not None:
-                return text_prompt(
-                    call.text, vlm.tokenizer, vlm.config.text.max_position_embeddings
-                )
-            return vlm.prompt(call.messages, options, self._media.limits())
-
-        assert self._pool is not None, "the engine is running"
-        future = self._pool.submit(work)
-        self._preparing.add(future)
-        future.add_done_callback(self._preparing.discard)
-        return await asyncio.wrap_future(future), options
-
-    def _accept(self, opened: _Open, accepted: asyncio.Future[None], job: Job | Exception) -> None:
+    def _accept(
+        self, opened: OpenCall, accepted: asyncio.Future[None], job: Job | Exception
+    ) -> None:
         """Take note of what the scheduler said to a call."""
         if isinstance(job, Job):
             if opened.is_over:  # withdrawn meanwhile
@@ -379,7 +273,7 @@ class Engine:
         else:
             accepted.set_exception(job)
 
-    async def _hear(self, opened: _Open, left: int) -> AsyncGenerator[Heard, None]:
+    async def _hear(self, opened: OpenCall, left: int) -> AsyncGenerator[Heard, None]:
         """What comes of a call."""
         try:
             while left:
@@ -392,7 +286,7 @@ class Engine:
         finally:
             self._end(opened)
 
-    def _end(self, opened: _Open, error: Exception | None = None) -> None:
+    def _end(self, opened: OpenCall, error: Exception | None = None) -> None:
         """Let go of a call, and of its work where that is not done."""
         if opened.is_over:
             return
@@ -501,23 +395,3 @@ class Engine:
                 self._loading = asyncio.get_running_loop().create_future()
                 self._loading.set_result(None)  # type: ignore[arg-type]
                 self._worker.unload()
-
-
-async def _unless_over(opened: _Open, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for work on a call; whatever ends the call is raised."""
-    working = asyncio.ensure_future(work)
-    working.add_done_callback(_seen)
-    try:
-        both: set[asyncio.Future[Any]] = {working, opened.over}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            opened.over.result()
-        return working.result()
-    finally:
-        working.cancel()
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    """Marks an error as seen: whoever waits is told, and perhaps nobody does."""
-    if not future.cancelled():
-        future.exception()

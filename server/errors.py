@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_qwenvl.errors import ContextError, MemoryExceeded, QwenVLError
 from mlx_qwenvl.inputs.tokenizer import printable
 
-from .engine import EngineFailed, Overloaded, Unavailable
+from .ticket import EngineFailed, Overloaded, Unavailable
 from .wire import Json
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from mlx_qwenvl.engine.reply import Timings, TokenLogprob, Usage
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
-from .engine import Heard, Ticket
+from .ticket import Heard, Ticket
 
 
 @dataclass

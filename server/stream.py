@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .engine import Ticket
 from .errors import ClientGone, Fault, fault_of
 from .settings import Settings
+from .ticket import Ticket
 from .wire import frame
 
 log = logging.getLogger(__name__)

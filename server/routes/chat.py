@@ -22,12 +22,13 @@ from mlx_qwenvl.engine.tool_calls import (
 )
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
-from ..engine import Engine, Ticket
+from ..engine import Engine
 from ..figures import Tally, chat_logprobs
 from ..pieces import pieces
 from ..schemas.chat import ChatRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
+from ..ticket import Ticket
 from ..wire import DONE, Json, frame
 
 FINGERPRINT = f"mlx-qwenvl-{__version__}"

@@ -13,11 +13,12 @@ from mlx_qwenvl.engine.reply import TokenLogprob
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
 from ..call import Call
-from ..engine import Engine, Heard, Ticket
+from ..engine import Engine
 from ..figures import Tally, usage_of
 from ..schemas.completions import CompletionRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
+from ..ticket import Heard, Ticket
 from ..wire import DONE, Json, frame
 from .chat import head_of
 

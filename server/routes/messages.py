@@ -14,12 +14,13 @@ from starlette.responses import Response
 from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser, ToolEvent
 
-from ..engine import Engine, Ticket
+from ..engine import Engine
 from ..errors import Fault, request_id_of
 from ..pieces import pieces
 from ..schemas.messages import CountTokensRequest, MessagesRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
+from ..ticket import Ticket
 from ..wire import Json, frame
 
 PING = frame({"type": "ping"}, "ping")

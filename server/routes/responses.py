@@ -15,13 +15,14 @@ from mlx_qwenvl.engine.reply import Chunk, TokenLogprob
 from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser, ToolEvent
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
-from ..engine import Engine, Ticket
+from ..engine import Engine
 from ..errors import Fault
 from ..figures import chat_logprobs
 from ..pieces import pieces
 from ..schemas.responses import ResponsesRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
+from ..ticket import Ticket
 from ..wire import Json, frame
 
 

@@ -21,8 +21,9 @@ from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
 from server.app import create_app
 from server.call import Call
-from server.engine import Engine, Heard, Ticket
+from server.engine import Engine
 from server.settings import Settings
+from server.ticket import Heard, Ticket
 from tests.golden.tiny import picture
 
 HERE = "http://127.0.0.1"

@@ -58,7 +58,7 @@ def test_one_prompt_too_many_for_the_queue_withdraws_the_others(script: Script) 
     accept = engine.submit
 
     async def full_after_one(call: Any) -> Any:
-        from server.engine import Overloaded
+        from server.ticket import Overloaded
 
         if engine.calls:
             raise Overloaded("full")

@@ -18,7 +18,7 @@ import pytest
 from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.engine.scheduler import Scheduler
 from mlx_qwenvl.models.text import DecoderLayer
-from server.engine import PREPARING_THREADS
+from server.preparing import PREPARING_THREADS
 from server.settings import Settings
 from tests.clients.asking import GREETED, GREETING, SHOWN, data_url, said, seen
 from tests.live import Live, serve

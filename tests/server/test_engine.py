@@ -28,8 +28,9 @@ from mlx_qwenvl.inputs.messages import Message, TextPart
 from mlx_qwenvl.inputs.prompt import Prompt
 from server import engine as engine_module
 from server.call import Call
-from server.engine import Engine, EngineFailed, Heard, Overloaded, Ticket, Unavailable
+from server.engine import Engine
 from server.settings import Settings
+from server.ticket import EngineFailed, Heard, Overloaded, Ticket, Unavailable
 from tests.server.conftest import TIMINGS
 
 SOON_S = 10.0  # in which whatever a test waits for has happened on a busy machine, in seconds

@@ -16,7 +16,6 @@ from mlx_qwenvl.errors import (
     PromptError,
     QwenVLError,
 )
-from server.engine import Overloaded, Unavailable
 from server.errors import (
     Forbidden,
     NoKey,
@@ -28,6 +27,7 @@ from server.errors import (
     fault_of,
     form_for,
 )
+from server.ticket import Overloaded, Unavailable
 from tests.server.conftest import Script, body
 
 CHAT = "/v1/chat/completions"

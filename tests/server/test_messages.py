@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.errors import MediaError
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, ToolCall
-from server.engine import Heard
 from server.schemas.messages import REFUSED, MessagesRequest
 from server.settings import Settings
+from server.ticket import Heard
 from tests.clients.asking import foreign
 from tests.server.conftest import PICTURE, Script, data_url, ends, says
 from tests.server.test_tools import SAID

@@ -15,9 +15,9 @@ from mlx_qwenvl import QwenVL
 from mlx_qwenvl.engine.reply import TokenLogprob
 from mlx_qwenvl.errors import MediaError
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, ToolCall
-from server.engine import Overloaded
 from server.schemas.responses import REFUSED, ResponsesRequest
 from server.settings import Settings
+from server.ticket import Overloaded
 from tests.clients.asking import foreign
 from tests.server.conftest import PICTURE, Script, data_url, ends, says
 from tests.server.test_tools import SAID

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_qwenvl import QwenVL
-from server.engine import Engine, EngineFailed
+from server.engine import Engine
 from server.metrics import METHODS, STATES
 from server.settings import Settings
+from server.ticket import EngineFailed
 from tests.server.conftest import Script, body, connected_to, data_url, events
 
 CHAT = "/v1/chat/completions"

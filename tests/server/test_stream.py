@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from mlx_qwenvl.errors import MemoryExceeded
-from server.engine import Heard, Ticket
 from server.errors import ClientGone
 from server.settings import Settings
 from server.stream import EventStream, heard, unless_gone
+from server.ticket import Heard, Ticket
 from server.wire import dumps, frame
 from tests.server.conftest import Script, body, ends, events, says
 
