@@ -2,8 +2,9 @@
 
 One thread owns a scheduler and calls `step` while there is work. A step does two things at most: a
 slice of the one prompt that is being read, and a token of every answer that is being told. So what
-an answer waits for between two tokens is bounded: a slice, which aims at `SHARED_S` and is never
-less than `LEAST_TOKENS` of the prompt or one block of the vision tower, and one step of decoding.
+an answer waits for between two tokens is bounded: a step of decoding, and a slice. That aims at
+`SHARED_S`, and what is not cut further is `LEAST_TOKENS` of the prompt, `LEAST_ROWS` patches of a
+block of the vision tower, and the tower's merger (`slices.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import mlx.core as mx
 
 from mlx_qwenvl.engine.constraint import Constraint
-from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.crowd import Crowd, Member
 from mlx_qwenvl.engine.draft import Draft, DraftModel
 from mlx_qwenvl.engine.fit import check_answer, check_ever, room_for_answer
 from mlx_qwenvl.engine.grammar import Grammar
+from mlx_qwenvl.engine.job import Event, Failed, Job, Told, fault_of
 from mlx_qwenvl.engine.options import SEED_LIMIT, Options
-from mlx_qwenvl.engine.prefill import Filling, Prefilled
-from mlx_qwenvl.engine.reply import Chunk
+from mlx_qwenvl.engine.prefill import Filling
 from mlx_qwenvl.engine.sampling import Sampled, Sampler
 from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.engine.speculate import verify_rows
@@ -35,68 +35,9 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.batch_cache import copies_into_slots
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
+__all__ = ["MAX_RUNNING", "Event", "Failed", "Job", "Scheduler", "Told"]
+
 MAX_RUNNING = 8  # answers decoded together, where the caller sets no limit
-NO_MEMORY = ("allocate", "malloc", "Insufficient Memory")  # in what MLX says then
-
-
-@dataclass(eq=False)
-class Job:
-    """One question and its answers.
-
-    Attributes:
-        prompt: What is asked.
-        options: The call's, with `max_tokens` cut to the room there is.
-        n: How many answers.
-        watch: The call's.
-        stores: What it may reuse and leaves.
-        progress: Prompt tokens that are computed or under way, and all of them.
-        is_over: Whether nothing more comes: finished, failed or withdrawn.
-    """
-
-    prompt: Prompt = field(repr=False)
-    options: Options = field(repr=False)
-    n: int
-    watch: Stopwatch = field(repr=False)
-    stores: Stores = field(repr=False)
-    progress: tuple[int, int]
-    is_over: bool = False
-    _conversation: Conversation | None = field(default=None, repr=False)
-    _filling: Filling | None = field(default=None, repr=False)
-    _filled: Prefilled | None = field(default=None, repr=False)
-    _members: list[Member] = field(default_factory=list, repr=False)
-    _begun: int = 0  # answers that were begun
-    _ended: int = 0  # answers that are finished
-
-
-@dataclass(frozen=True)
-class Told:
-    """A piece of one of a job's answers.
-
-    Attributes:
-        job: The job.
-        index: Which of its answers.
-        chunk: The piece; the last one of an answer has a finish reason.
-    """
-
-    job: Job
-    index: int
-    chunk: Chunk
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The end of a job that cannot be answered.
-
-    Attributes:
-        job: The job.
-        error: Why.
-    """
-
-    job: Job
-    error: Exception
-
-
-Event = Told | Failed
 
 
 class Scheduler:
@@ -242,7 +183,7 @@ class Scheduler:
                 on_prefill=job.options.on_prefill,
             )
         except Exception as error:
-            self._fail(job, _fault(error), events)
+            self._fail(job, fault_of(error), events)
 
     def _read(self, job: Job, events: list[Event]) -> None:
         """Read the next slice of a question."""
@@ -251,7 +192,7 @@ class Scheduler:
         try:
             filled = job._filling.advance()
         except Exception as error:
-            self._fail(job, _fault(error), events)
+            self._fail(job, fault_of(error), events)
             return
         job.progress = job._filling.done, job.progress[1]
         if filled is not None:
@@ -265,7 +206,7 @@ class Scheduler:
             try:
                 self._begin_one(job)
             except Exception as error:
-                self._fail(job, _fault(error), events)
+                self._fail(job, fault_of(error), events)
 
     def _begin_one(self, job: Job) -> None:
         filled, conversation, index = job._filled, job._conversation, job._begun
@@ -314,7 +255,7 @@ class Scheduler:
         except Exception as error:
             if len(members) > 1:
                 raise
-            self._fail(self._of[id(members[0])][0], _fault(error), events)
+            self._fail(self._of[id(members[0])][0], fault_of(error), events)
             return
         for member, sampled in told:
             job, index = self._of.get(id(member), (None, 0))
@@ -322,7 +263,7 @@ class Scheduler:
                 try:
                     self._tell(job, index, member, sampled, events)
                 except Exception as error:
-                    self._fail(job, _fault(error), events)
+                    self._fail(job, fault_of(error), events)
 
     def _tell(
         self, job: Job, index: int, member: Member, sampled: Sampled, events: list[Event]
@@ -379,14 +320,3 @@ class Scheduler:
         conversation = self._crowd.leave(member, keep=keep)
         if conversation is not None:
             job.stores.prefixes.put(conversation)
-
-
-def _fault(error: Exception) -> Exception:
-    """What a job's exception means."""
-    is_mlx = isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
-    if is_mlx or isinstance(error, MemoryError):
-        return MemoryExceeded(
-            "the device ran out of memory at this question; lower max_pixels, shorten the prompt, "
-            "or run fewer at a time"
-        )
-    return error
