@@ -139,6 +139,21 @@ def test_one_alone_is_sped_up_by_proposals_and_hears_the_same(vlm: QwenVL) -> No
     assert listener.reply(beside).speculation is None
 
 
+def test_a_draft_proposes_while_one_is_alone(vlm: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "draft", (vlm.model, Stores.of(vlm.model)))
+    question = Question("What is this?", PICTURES[:1], {"temperature": 0, "max_tokens": 60})
+    want = question.alone(vlm).token_ids
+    scheduler = vlm.scheduler()
+    listener, job = Listener(scheduler), question.add(vlm, scheduler)
+    listener.until_told(job, 30)
+    beside = Question("x", (), {"temperature": 0, "max_tokens": 3}).add(vlm, scheduler)
+    listener.until_told(beside, 3)
+    listener.until_idle()
+    reply = listener.reply(job)
+    assert reply.token_ids == want
+    assert reply.speculation is not None and reply.speculation.accepted_tokens > 0
+
+
 def test_n_answers_read_the_prompt_once_and_draw_with_seeds_that_follow(
     vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,8 +139,7 @@ class Crowd:
         self.members.remove(member)
         if member.steps is not None:
             member.steps.close()
-        if member.drafting is not None:
-            member.drafting.finish(member.telling.drawn)
+        _end_draft(member)
         if member.row is not None:
             self._settle()
             if keep:
@@ -255,6 +254,7 @@ class Crowd:
         if member.steps is not None:
             member.steps.close()
             member.steps = None
+            _end_draft(member)
             drawn = member.telling.drawn
             if drawn:
                 # The token under way is drawn again, which is the same where this is allowed.
@@ -273,3 +273,10 @@ class Crowd:
     def _settle(self) -> None:
         """Wait for all that is under way, so that nothing but this holds the shared arrays."""
         mx.eval([m.current.arrays for m in self.members if m.current is not None])
+
+
+def _end_draft(member: Member) -> None:
+    """Keep what a draft has read; it does not come back, since it heard nothing of a crowd."""
+    if member.drafting is not None:
+        member.drafting.finish(member.telling.drawn)
+        member.drafting = None
