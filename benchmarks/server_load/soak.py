@@ -35,9 +35,9 @@ ENDED = (0, -signal.SIGTERM)  # exit codes of a server that was asked to end
 # How much more than before may be held once all is over. Pools make their threads when all others
 # are busy, up to a bound, and keep them.
 TOLERANCES = {
-    "resident bytes": 24 * 2**20,
+    "resident bytes": 32 * 2**20,
     "MLX's active bytes": 2**20,
-    "threads": 4,
+    "threads": 8,
     "asyncio tasks": 0,
     "descriptors": 0,
     "temporary files": 0,
@@ -251,5 +251,6 @@ def _held(served: Served, report: Path, temporary: Path) -> dict[str, int | None
         "descriptors": descriptors(served.pid),
         "temporary files": sum(len(files) for _, _, files in os.walk(temporary)),
         "bytes that the stores had kept": told["stores_bytes"],
+        "bytes of slots for the next answers": told["slots_bytes"],
         "Python's objects": told["objects"],
     }
