@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from mlx_qwenvl.engine.scheduler import Event, Job, Told
+from mlx_qwenvl.engine.job import Event, Job, Told
 from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.errors import QwenVLError
 from mlx_qwenvl.inputs.prompt import Prompt

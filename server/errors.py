@@ -38,26 +38,6 @@ class NotFound(QwenVLError):
     """There is nothing under this address."""
 
 
-class NoKey(QwenVLError):
-    """A request brings no key, or a wrong one."""
-
-
-class Forbidden(QwenVLError):
-    """A request comes under a name or from a page that is not allowed."""
-
-
-class TooLarge(QwenVLError):
-    """A request's body or headers are larger than the operator allows."""
-
-
-class WrongType(QwenVLError):
-    """A request's body is not JSON by its own account."""
-
-
-class TooSlow(QwenVLError):
-    """A request did not arrive in time."""
-
-
 class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
@@ -128,13 +108,8 @@ MEMORY_RAN_OUT = Fault(
 
 # The first class that fits decides, so the special ones come before what they are made from.
 FAULTS: tuple[tuple[type[QwenVLError], int, str, str | None, Mapping[str, str]], ...] = (
-    (NoKey, 401, "authentication_error", "invalid_api_key", {"WWW-Authenticate": "Bearer"}),
-    (Forbidden, 403, "permission_error", "forbidden", {}),
     (UnknownModel, 404, "invalid_request_error", "model_not_found", {}),
     (NotFound, 404, "invalid_request_error", "not_found", {}),
-    (TooSlow, 408, "invalid_request_error", "request_timeout", {**NEVER, "Connection": "close"}),
-    (TooLarge, 413, "invalid_request_error", "request_too_large", {}),
-    (WrongType, 415, "invalid_request_error", "unsupported_media_type", {}),
     (Overloaded, 429, "rate_limit_error", "overloaded", WAIT),
     (Unavailable, 503, "server_error", "unavailable", WAIT),
     (EngineFailed, 500, "server_error", "engine_failed", {}),

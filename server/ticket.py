@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mlx_qwenvl.engine.job import Job
 from mlx_qwenvl.engine.reply import Chunk
-from mlx_qwenvl.engine.scheduler import Job
 from mlx_qwenvl.errors import QwenVLError
 
 T = TypeVar("T")

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_qwenvl.engine.job import Event, Job
 from mlx_qwenvl.engine.options import Options
-from mlx_qwenvl.engine.scheduler import Event, Job, Scheduler
+from mlx_qwenvl.engine.scheduler import Scheduler
 from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.vlm import QwenVL

@@ -17,13 +17,8 @@ from mlx_qwenvl.errors import (
     QwenVLError,
 )
 from server.errors import (
-    Forbidden,
-    NoKey,
     RequestError,
-    TooLarge,
-    TooSlow,
     UnknownModel,
-    WrongType,
     fault_of,
     form_for,
 )
@@ -40,12 +35,7 @@ STATUS: list[tuple[QwenVLError, int, str | None]] = [
     (RequestError("x"), 400, None),
     (ContextError("x"), 400, "context_length_exceeded"),
     (MemoryExceeded("x"), 400, "memory_exceeded"),
-    (NoKey("x"), 401, "invalid_api_key"),
-    (Forbidden("x"), 403, "forbidden"),
     (UnknownModel("x"), 404, "model_not_found"),
-    (TooSlow("x"), 408, "request_timeout"),
-    (TooLarge("x"), 413, "request_too_large"),
-    (WrongType("x"), 415, "unsupported_media_type"),
     (Overloaded("x"), 429, "overloaded"),
     (Unavailable("x"), 503, "unavailable"),
 ]
