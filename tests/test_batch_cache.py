@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -150,3 +152,16 @@ def test_a_row_with_packed_keys_attends_as_its_own_cache(bits: int) -> None:
         np.testing.assert_allclose(np.array(out[one]), np.array(want), rtol=0, atol=TOLERANCE)
     packed = next(row for row in batch.rows if row.own is not None)
     assert batch.copied(packed) == [shared] and shared.offset == packed.length == 51
+
+
+def test_nothing_is_held_once_the_last_row_has_left() -> None:
+    batch = BatchCache(LAYERS)
+    sequence = Sequence(5, 1)
+    of = {batch.join(sequence.caches()): sequence}
+    batch.begin_step()
+    (held,) = [weakref.ref(part.owner) for part in batch._parts]
+    (row,) = of
+    batch.leave(row)
+    of.clear()
+    del row
+    assert held() is None

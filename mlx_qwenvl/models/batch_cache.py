@@ -156,6 +156,8 @@ class BatchCache:
 
     def leave(self, row: Row) -> None:
         """Let a row go."""
+        # What the last step was made with would hold all slots, even where nobody comes any more.
+        self._parts, self._alone = [], []
         if row.own is not None:
             self._own.remove(row)
             return
