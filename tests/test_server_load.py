@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +118,13 @@ def test_a_soak_fails_on_one_wrong_answer_and_on_anything_kept() -> None:
         kept = found(after=good.after | {name: 11 + more})
         assert not kept.is_right and any("| NO |" in line for line in kept.table())
     assert found(after=good.after | {"threads": None}).is_right  # nothing tells it here
+
+
+@pytest.mark.timeout(300)
+def test_a_small_soak_is_right(tmp_path: Path) -> None:
+    found = soak.run(tmp_path, 2 * len(kinds.KINDS), 8, 5)
+    assert found.is_right, "\n".join(found.table())
+    assert sum(found.asked.values()) > 2 * len(kinds.KINDS)
 
 
 def test_a_stall_is_the_longest_silence_that_touches_the_span() -> None:

@@ -3,8 +3,7 @@
     python -m benchmarks.server_load.watched REPORT SERVER_OPTION...
 
 What the stores keep on purpose is let go first, and freed memory is given back to the system, so
-that what is left is what is held. The cache of answers that are decoded together keeps its slots
-for the next ones; how large they are is told apart, for that depends on who came last.
+that what is left is what is held.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 
 from mlx_qwenvl.engine.stores import Stores
-from mlx_qwenvl.models.batch_cache import BatchCache
 from server.__main__ import main
 
 # isort: split
@@ -39,11 +37,9 @@ def report() -> dict[str, object]:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).malloc_trim(0)
     things = gc.get_objects()
-    slots = sum(thing.nbytes for thing in things if isinstance(thing, BatchCache))
     return {
         "stores_bytes": kept,
-        "slots_bytes": slots,
-        "active_bytes": mx.get_active_memory() - slots,
+        "active_bytes": mx.get_active_memory(),
         "tasks": sum(isinstance(x, asyncio.Task) and not x.done() for x in things),
         "python_threads": sorted(thread.name for thread in threading.enumerate()),
         "objects": len(things),
