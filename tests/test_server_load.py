@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.server_load import answers, kinds, soak, stall, throughput
 from benchmarks.server_load.asking import longest_gap
+from server.process import listener
 
 WHOLE = {
     "choices": [
@@ -152,3 +154,12 @@ def test_tables_pair_ours_with_others_round_by_round() -> None:
     one |= {"pieces_meanwhile": 7}
     line = stall.table([one | {"usual_gap_s": 0.002, "picture_first_s": 0.5}])[2]
     assert line == "| demo | ours | 1 | 0.25 | 0.25 | 2 | 7 | 0.5 | 1 of 1 |"
+
+
+def test_the_system_does_not_hold_pieces_of_a_stream_back() -> None:
+    with (
+        listener("127.0.0.1", 0) as waiting,
+        socket.create_connection(waiting.getsockname()),
+        waiting.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
