@@ -8,7 +8,8 @@
     ├── CheckpointError     a model folder that is not what it says
     │   └── ModelNotFound   a name that leads to no model
     ├── ContextError        a prompt that does not fit the model's context
-    └── MemoryExceeded      a model or a question that does not fit into memory
+    ├── MemoryExceeded      a model or a question that does not fit into memory
+    └── NotFinite           logits of which nothing can be drawn
 
 Messages are one line: what came, what was expected, and what to do where that is not obvious.
 They are safe to show to a stranger: no object addresses, no traces, no library internals.
@@ -23,6 +24,7 @@ __all__ = [
     "MediaError",
     "MemoryExceeded",
     "ModelNotFound",
+    "NotFinite",
     "OptionError",
     "PromptError",
     "QwenVLError",
@@ -72,3 +74,7 @@ class ContextError(QwenVLError):
 
 class MemoryExceeded(QwenVLError):
     """The model or a question would need more memory than there is."""
+
+
+class NotFinite(QwenVLError):
+    """The model computed NaN or infinity: its weights are damaged, or too large for the dtype."""

@@ -23,6 +23,8 @@ import numpy as np
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.options import PREFILL_STEP
 from mlx_qwenvl.engine.prefill import prefill
+from mlx_qwenvl.engine.reply import Chunk
+from mlx_qwenvl.errors import NotFinite
 from mlx_qwenvl.inputs.messages import user_message
 from mlx_qwenvl.inputs.prompt import Prompt, build_prompt
 from mlx_qwenvl.vlm import QwenVL
@@ -140,11 +142,8 @@ def record(
     for drawn in prompts:
         question = user_message(drawn.question, drawn.images)
         prompt = build_prompt([question], source.template, source.tokenizer, source.processor.open)
-        reply = source.generate(
-            drawn.question, images=drawn.images, temperature=0, max_tokens=MAX_TOKENS
-        )
-        positions = len(reply.token_ids) + (reply.finish_reason == "stop")
-        case = Case(drawn, prompt, reply.token_ids, reply.text, positions)
+        token_ids, text, is_whole = _answer(source, drawn)
+        case = Case(drawn, prompt, token_ids, text, len(token_ids) + is_whole)
         file.write(answer_logits(source, case).tobytes())
         cases.append(case)
         if on_prompt is not None:
@@ -191,12 +190,24 @@ def compare(
 
 def answer_texts(recorded: Recorded, other: QwenVL) -> tuple[str, ...]:
     """A model's own greedy answers to the first `SHOWN` prompts of a record."""
-    return tuple(
-        other.generate(
-            case.drawn.question, images=case.drawn.images, temperature=0, max_tokens=MAX_TOKENS
-        ).text
-        for case in recorded.cases[:SHOWN]
-    )
+    return tuple(_answer(other, case.drawn)[1] for case in recorded.cases[:SHOWN])
+
+
+def _answer(vlm: QwenVL, drawn: Drawn) -> tuple[tuple[int, ...], str, bool]:
+    """A model's greedy answer: tokens, text, and whether it ended before `MAX_TOKENS`.
+
+    One that computes NaN is measured too; its answer ends there.
+    """
+    heard: list[Chunk] = []
+    stream = vlm.stream(drawn.question, images=drawn.images, temperature=0, max_tokens=MAX_TOKENS)
+    try:
+        for chunk in stream:
+            heard.append(chunk)
+        is_whole = heard[-1].finish_reason == "stop"
+    except NotFinite:
+        is_whole = True
+    token_ids = tuple(token for chunk in heard for token in chunk.token_ids)
+    return token_ids, "".join(chunk.text for chunk in heard), is_whole
 
 
 def answer_logits(vlm: QwenVL, case: Case) -> np.ndarray:

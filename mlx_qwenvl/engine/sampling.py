@@ -20,7 +20,7 @@ import numpy as np
 
 from mlx_qwenvl.engine.constraint import Constraint
 from mlx_qwenvl.engine.options import Options, Sampling
-from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.errors import NotFinite, OptionError
 from mlx_qwenvl.kernels.ops import Ops
 from mlx_qwenvl.kernels.sample import NO_TOKEN, Filters
 
@@ -51,12 +51,12 @@ class Sampled(NamedTuple):
         """The token as a number; waits for it.
 
         Raises:
-            QwenVLError: There was nothing to draw from.
+            NotFinite: There was nothing to draw from.
         """
         token = int(np.array(self.token))
         lost = self.witness is not None and not math.isfinite(float(np.array(self.witness)[0, 0]))
         if lost or token == NO_TOKEN:
-            raise QwenVLError("the model computed NaN or infinity, expected logits")
+            raise NotFinite("the model computed NaN or infinity, expected logits")
         return token
 
     @property
