@@ -142,7 +142,7 @@ class Worker:
         except BaseException as error:  # or nobody would hear that the thread is gone
             log.critical("the engine's thread has ended", exc_info=error)
             self._crashed(error, False)
-        self._do_unload()
+        self._let_go()
         # A thread that ends with streams of its own may take the process down when that exits.
         mx.clear_streams()
 
@@ -187,12 +187,15 @@ class Worker:
             self._is_loading = False
 
     def _do_unload(self) -> None:
-        if self._vlm is not None:
-            self._vlm.grammars.close()
-        self._vlm = self.scheduler = None
+        self._let_go()
         gc.collect()  # modules refer to each other in circles
         mx.clear_cache()
         self.active_bytes = mx.get_active_memory()
+
+    def _let_go(self) -> None:
+        if self._vlm is not None:
+            self._vlm.grammars.close()
+        self._vlm = self.scheduler = None
 
     def _forget_all(self) -> None:
         """Begin anew after a failure, with nothing that it may have left half done."""

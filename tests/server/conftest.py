@@ -42,7 +42,7 @@ def served(thread: ThreadPoolExecutor, tiny_folder: Path) -> QwenVL:
     return thread.submit(load, tiny_folder, dtype="float32").result()
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def client(served: QwenVL) -> Iterator[TestClient]:
     settings = Settings()
     with connected_to(Engine(lambda: served, settings, "tiny")) as connected:
