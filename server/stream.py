@@ -75,8 +75,10 @@ class EventStream(Response):
         """Send all frames; cancelled where one of them is not taken in time."""
         loop, writing = asyncio.get_running_loop(), asyncio.current_task()
         assert writing is not None
+        turn, silent_since = asyncio.Lock(), loop.time()
 
         async def put(text: str, *, more: bool = True) -> None:
+            nonlocal silent_since
             # A timer and not `wait_for`, which costs a task and can lose a cancellation.
             late = loop.call_later(self._settings.write_timeout_s, writing.cancel)
             try:
@@ -84,27 +86,29 @@ class EventStream(Response):
                 await send(message)
             finally:
                 late.cancel()
+            silent_since = loop.time()
+
+        async def live() -> None:
+            while True:
+                left = silent_since + self._settings.keepalive_s - loop.time()
+                if left > 0:
+                    await asyncio.sleep(left)
+                    continue
+                async with turn:
+                    await put(self._sign_of_life(self._ticket))
 
         status, headers = self.status_code, self.raw_headers
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        coming = asyncio.ensure_future(_next(self._frames))
+        living = asyncio.ensure_future(live())
         try:
-            while True:
-                done, _ = await asyncio.wait({coming}, timeout=self._settings.keepalive_s)
-                if not done:
-                    await put(self._sign_of_life(self._ticket))
-                    continue
-                try:
-                    text = coming.result()
-                except Exception as error:
-                    await put(self._tell_error(fault_of(error)))
-                    break
-                if text is None:
-                    break
-                await put(text)
-                coming = asyncio.ensure_future(_next(self._frames))
+            async for text in self._frames:
+                async with turn:
+                    await put(text)
+        except Exception as error:
+            async with turn:
+                await put(self._tell_error(fault_of(error)))
         finally:
-            await _end(coming)
+            await _end(living)
         await put("", more=False)
 
 
@@ -140,10 +144,6 @@ async def heard(request: Request, ticket: Ticket, hear: Callable[[Ticket], Await
         return await unless_gone(request, hear(ticket))
     finally:
         ticket.cancel()
-
-
-async def _next(frames: AsyncGenerator[str, None]) -> str | None:
-    return await anext(frames, None)
 
 
 async def _disconnected(receive: Receive) -> None:
