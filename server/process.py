@@ -26,6 +26,9 @@ from .engine import Engine
 from .listen import uvicorn_config
 from .settings import Settings
 
+# Between the event loop and the engine's thread, in seconds. Python's own 5 ms are as long as
+# several steps of a small model; with these one asker heard a tenth more tokens a second.
+SWITCH_S = 0.0005
 END_S = 3.0  # for what is still on the wire after the answers have ended, in seconds
 
 
@@ -40,6 +43,7 @@ def serve(load: Callable[[], QwenVL], settings: Settings, name: str) -> None:
     Raises:
         QwenVLError: The port is taken, the model cannot be loaded, or the engine failed.
     """
+    sys.setswitchinterval(SWITCH_S)
     # A port that is taken is told before anything large is downloaded or loaded.
     with listener(settings.host, settings.port) as sock:
         engine = Engine(
