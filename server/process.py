@@ -94,9 +94,9 @@ class _Server(uvicorn.Server):
 
     def end(self) -> None:
         """Take no requests any more and end once the last answer is out, or its time is."""
-        self._engine.drain()
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._engine.settings.drain_s
+        self._engine.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to close the port; asked ten times a second."""
@@ -123,10 +123,10 @@ class _Server(uvicorn.Server):
         """Obey a signal. It is not raised again afterwards, so that a clean end is exit code 0."""
         if self._ends_at is not None:
             os._exit(128 + sig)
+        self.end()  # before it is said, or the answer to what is said might find it undone
         # Not by `print`: the signal may have come within one, and the next within this one.
         with suppress(OSError):
             os.write(2, f"{signal.Signals(sig).name}: ending; once more ends at once\n".encode())
-        self.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen; the model may have been loaded before or not yet."""
