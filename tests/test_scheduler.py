@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 from collections.abc import Iterator
@@ -455,6 +456,17 @@ def test_what_can_never_be_answered_is_refused_at_once(
         vlm.scheduler(0)
 
 
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Nothing that an earlier test left is let go while memory is measured."""
+    gc.collect()
+    mx.clear_cache()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage")
 def test_what_does_not_fit_beside_others_waits_for_them(
     vlm: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
