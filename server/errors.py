@@ -96,16 +96,6 @@ NEVER = {"x-should-retry": "false"}
 INTERNAL = Fault(
     500, "the server failed on this request; its log says why", "server_error", headers=NEVER
 )
-# What MLX says where an allocation fails, in its own memory or in a command that Metal ran.
-OUT_OF_MEMORY = ("[malloc", "[metal::malloc", "Insufficient Memory", "OutOfMemory")
-MEMORY_RAN_OUT = Fault(
-    503,
-    "memory ran out on this request; a smaller picture or a shorter prompt needs less",
-    "server_error",
-    code="out_of_memory",
-    headers=NEVER,
-)
-
 # The first class that fits decides, so the special ones come before what they are made from.
 FAULTS: tuple[tuple[type[QwenVLError], int, str, str | None, Mapping[str, str]], ...] = (
     (UnknownModel, 404, "invalid_request_error", "model_not_found", {}),
@@ -126,17 +116,16 @@ def fault_of(error: BaseException) -> Fault:
             if isinstance(error, kind):
                 message = printable(" ".join(str(error).split()))
                 return Fault(status, message, name, error.param, code, headers)
+    if isinstance(error, MemoryError):  # while pictures are opened; elsewhere the scheduler says so
+        return fault_of(
+            MemoryExceeded("memory ran out on this request; smaller pictures need less")
+        )
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
     if isinstance(error, HTTPException):
         return _of_http(error)
     log.error("a request failed", exc_info=error)
-    return MEMORY_RAN_OUT if _ran_out(error) else INTERNAL
-
-
-def _ran_out(error: BaseException) -> bool:
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or any(mark in said for mark in OUT_OF_MEMORY)
+    return INTERNAL
 
 
 def respond(error: BaseException, scope: Scope) -> Response:

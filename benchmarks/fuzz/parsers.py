@@ -10,7 +10,12 @@ from typing import Any
 from benchmarks.fuzz import bodies
 from benchmarks.fuzz.mutate import mutate_bytes
 from benchmarks.fuzz.target import Broken, Target
-from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser, ToolEvent
+from mlx_qwenvl.engine.tool_calls import (
+    CallBegun,
+    ToolCallParser,
+    ToolEvent,
+    join_events,
+)
 from mlx_qwenvl.inputs.messages import Message, parse_messages
 
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"a": "b}", "c": [1, {}]}}\n</tool_call>'
@@ -68,17 +73,9 @@ def read_calls(data: bytes) -> str:
 def _events(pieces: list[str]) -> list[ToolEvent]:
     """All events, neighbours of one kind joined."""
     parser = ToolCallParser()
-    found = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
-    joined: list[ToolEvent] = []
-    for event in found:
-        last = joined[-1] if joined else None
-        if isinstance(event, TextPiece) and isinstance(last, TextPiece):
-            joined[-1] = TextPiece(last.text + event.text)
-        elif isinstance(event, CallPiece) and isinstance(last, CallPiece):
-            joined[-1] = CallPiece(event.index, last.arguments + event.arguments)
-        else:
-            joined.append(event)
-    return joined
+    return join_events(
+        [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
+    )
 
 
 def mutate_answer(drawn: random.Random, data: bytes, other: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,17 +126,8 @@ class ToolCallParser:
 
     def _take(self) -> list[ToolEvent]:
         """The events so far, neighbours of one kind joined."""
-        joined: list[ToolEvent] = []
-        for event in self._events:
-            last = joined[-1] if joined else None
-            if isinstance(event, TextPiece) and isinstance(last, TextPiece):
-                joined[-1] = TextPiece(last.text + event.text)
-            elif isinstance(event, CallPiece) and isinstance(last, CallPiece):
-                joined[-1] = CallPiece(event.index, last.arguments + event.arguments)
-            else:
-                joined.append(event)
-        self._events = []
-        return joined
+        taken, self._events = self._events, []
+        return join_events(taken)
 
     def _read(self, letter: str) -> None:
         if self._state == "text":
@@ -248,3 +240,17 @@ def _whole_call(text: str) -> tuple[str, str] | None:
     if isinstance(arguments, str):  # JSON inside JSON, as OpenAI's own form has it
         return name, arguments
     return name, json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+
+
+def join_events(events: Iterable[ToolEvent]) -> list[ToolEvent]:
+    """Events with neighbours of one kind joined, as if they had come in one piece."""
+    joined: list[ToolEvent] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, TextPiece) and isinstance(last, TextPiece):
+            joined[-1] = TextPiece(last.text + event.text)
+        elif isinstance(event, CallPiece) and isinstance(last, CallPiece):
+            joined[-1] = CallPiece(event.index, last.arguments + event.arguments)
+        else:
+            joined.append(event)
+    return joined

@@ -65,6 +65,18 @@ def test_an_error_has_its_status_in_every_form_of_answer(
     assert form_for("/v1/messages", fault_of(error))["error"]["message"] == "x"
 
 
+def test_memory_that_runs_out_while_pictures_are_opened_is_told_as_such(script: Script) -> None:
+    client, engine = script()
+
+    async def run_out(_: object) -> None:
+        raise MemoryError
+
+    engine.submit = run_out  # type: ignore[method-assign, assignment]
+    response = client.post(CHAT, json=body())
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "memory_exceeded"
+
+
 def test_what_can_never_fit_is_not_to_be_tried_again() -> None:
     assert fault_of(MemoryExceeded("x")).headers["x-should-retry"] == "false"
 
