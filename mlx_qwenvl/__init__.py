@@ -22,11 +22,13 @@ from mlx_qwenvl.errors import (
     PromptError,
     QwenVLError,
 )
+from mlx_qwenvl.grounding.boxes import Box
 from mlx_qwenvl.vlm import QwenVL, load
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
+    "Box",
     "Chat",
     "CheckpointError",
     "Chunk",

@@ -10,11 +10,15 @@ from mlx_qwenvl.command import EXIT_ERROR, EXIT_OK, EXIT_USAGE
 
 COMMANDS = {
     "generate": ("mlx_qwenvl.generate", "answer a question about pictures"),
+    "chat": ("mlx_qwenvl.chat", "talk about pictures in the terminal"),
+    "batch": ("mlx_qwenvl.batch", "ask one question about many pictures"),
     "use": ("mlx_qwenvl.use", "choose the model that answers when none is named"),
     "convert": ("mlx_qwenvl.convert.__main__", "write a quantized copy of a model"),
     "info": ("mlx_qwenvl.info", "what a model consists of, and what it needs"),
     "bench": ("mlx_qwenvl.bench", "how fast a model answers on this machine"),
     "serve": ("mlx_qwenvl.server.__main__", "answer over HTTP, as OpenAI's API does"),
+    "doctor": ("mlx_qwenvl.doctor", "what works here, as text to paste into a report"),
+    "completion": ("mlx_qwenvl.completion", "a script that completes commands in a shell"),
 }
 
 

@@ -37,7 +37,10 @@ class Chat:
         **options: Unpack[CallOptions],
     ) -> Reply:
         """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
-        return Reply.of(list(self.stream(prompt, images=images, **options)), self._vlm.name)
+        chunks = list(self.stream(prompt, images=images, **options))
+        # Earlier pictures are known by their patches alone.
+        count = len(chunks[-1].pictures) - len(images)
+        return Reply.of(chunks, self._vlm.name, [*[None] * count, *images])
 
     def stream(
         self,

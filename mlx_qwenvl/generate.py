@@ -111,7 +111,7 @@ def _answer(arguments: argparse.Namespace) -> int:
             _print_json({"text": heard, "finish_reason": "interrupted", "model": name})
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    reply = Reply.of(chunks, name)
+    reply = Reply.of(chunks, name, images)
     if arguments.json:
         _print_json(reply.to_dict())
     if arguments.verbose:

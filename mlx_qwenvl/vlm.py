@@ -33,7 +33,13 @@ from mlx_qwenvl.engine.stores import Stores, disk_folder
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import DEFAULT_LIMITS, ImageSource, MediaLimits
-from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, question_messages
+from mlx_qwenvl.inputs.messages import (
+    ImagePart,
+    Message,
+    TextPart,
+    question_messages,
+    sources_of,
+)
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_length
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
@@ -220,8 +226,11 @@ class QwenVL:
             ContextError: The prompt is longer than the model's context or `max_kv_size`.
             MemoryExceeded: It would need more memory than there is.
         """
-        stream = self.stream(prompt, images=images, messages=messages, system=system, **options)
-        return Reply.of(list(stream), self.name)
+        watch = Stopwatch(self.load_s)
+        read = read_options(options, self.sampling)
+        turns = question_messages(prompt, images, messages, system)
+        chunks = list(self._answer(self.prompt(turns, read), read, watch))
+        return Reply.of(chunks, self.name, sources_of(turns))
 
     def stream(
         self,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
+
+from PIL import Image
+
+from mlx_qwenvl.errors import MediaError, PromptError
+from mlx_qwenvl.grounding.boxes import Box, find_boxes
+from mlx_qwenvl.grounding.draw import draw_boxes
+from mlx_qwenvl.grounding.frame import Frame
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.media import ImageSource, open_image
 
 FinishReason = Literal["stop", "length"]
 
@@ -113,6 +123,7 @@ class Chunk:
             could be proposed.
         stop_text: The stop text before which the answer ended; on the last chunk only, None where
             it ended otherwise.
+        pictures: The prompt's, as the model saw them; on the last chunk only.
     """
 
     text: str
@@ -124,6 +135,7 @@ class Chunk:
     peak_memory_bytes: int | None = None
     speculation: Speculation | None = None
     stop_text: str | None = None
+    pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,8 @@ class Reply:
         model: Name of the model that answered.
         logprobs: One for each token where asked for.
         speculation: What proposed tokens brought, None where no token could be proposed.
+        pictures: The conversation's pictures, as the model saw them.
+        sources: What the caller gave for each of them, or None where that is not known any more.
     """
 
     text: str
@@ -151,14 +165,27 @@ class Reply:
     model: str
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     speculation: Speculation | None = None
+    pictures: tuple[ImagePatches, ...] = field(default=(), repr=False, compare=False)
+    sources: tuple[ImageSource | None, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         """The answer."""
         return self.text
 
     @classmethod
-    def of(cls, chunks: list[Chunk], model: str) -> Reply:
-        """Join the chunks of a finished answer."""
+    def of(
+        cls,
+        chunks: Sequence[Chunk],
+        model: str,
+        sources: Sequence[ImageSource | None] = (),
+    ) -> Reply:
+        """Join the chunks of a finished answer.
+
+        Args:
+            chunks: All of them.
+            model: Name of the model that answered.
+            sources: What the caller gave for each picture of the prompt, in order.
+        """
         last = chunks[-1]
         assert last.finish_reason and last.usage and last.timings, "the answer is not finished"
         return cls(
@@ -171,10 +198,53 @@ class Reply:
             model=model,
             logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
             speculation=last.speculation,
+            pictures=last.pictures,
+            sources=tuple(sources),
         )
 
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """What the answer points at, in pixels of the original pictures."""
+        return boxes_of(self.text, self.pictures)
+
+    def draw(self, on: ImageSource | None = None) -> Image.Image:
+        """The picture that the answer points at, upright, with its boxes drawn in.
+
+        Args:
+            on: The picture to draw on. By default the one that was given, where it can still be
+                opened without a network, else the model's own view of it at its original size.
+
+        Returns:
+            A new picture of mode "RGB". One of fewer than 320 pixels a side is enlarged by a whole
+            number, so that the labels can be read. Without boxes it is the last picture.
+
+        Raises:
+            PromptError: The conversation has no picture.
+            MediaError: `on` cannot be opened.
+        """
+        if not self.pictures:
+            raise PromptError("there is no picture to draw on; the question had none")
+        index = self.boxes[-1].image if self.boxes else len(self.pictures) - 1
+        if on is not None:
+            return draw_boxes(open_image(on), self.boxes)
+        return draw_boxes(self._original(index), self.boxes)
+
+    def _original(self, index: int) -> Image.Image:
+        """A picture as it was given, or as the model saw it where that is gone or has changed."""
+        seen = self.pictures[index]
+        source = self.sources[index] if index < len(self.sources) else None
+        is_near = source is not None and not str(source).startswith(("http:", "https:"))
+        try:
+            picture = open_image(source) if is_near and source is not None else None
+        except MediaError:
+            picture = None
+        if picture is None or picture.size != seen.source_size:
+            return seen.to_image().resize(seen.source_size, Image.Resampling.BICUBIC)
+        return picture
+
     def to_dict(self) -> dict[str, Any]:
-        """The reply as the command line's `--json` prints it."""
+        """The reply as the command line's `--json` prints it; `boxes` only where it has some."""
+        boxes = {"boxes": [box.to_dict() for box in self.boxes]} if self.boxes else {}
         return {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -182,4 +252,15 @@ class Reply:
             "usage": self.usage.to_dict(),
             "timings": self.timings.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
+            **boxes,
         }
+
+
+def boxes_of(text: str, pictures: Sequence[ImagePatches]) -> tuple[Box, ...]:
+    """The boxes that an answer names, in pixels of the original pictures.
+
+    Args:
+        text: The answer.
+        pictures: The conversation's, as the model saw them.
+    """
+    return find_boxes(text, [Frame(seen.source_size, seen.orientation) for seen in pictures])

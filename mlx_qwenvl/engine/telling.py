@@ -122,6 +122,7 @@ class Telling:
             peak_memory_bytes=peak_memory_bytes,
             speculation=speculation,
             stop_text=self._stop.hit,
+            pictures=tuple(slot.image for slot in prompt.slots),
         )
 
     def _timings(self, prompt: Prompt, filled: Prefilled) -> Timings:

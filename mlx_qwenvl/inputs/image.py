@@ -28,6 +28,7 @@ __all__ = [
     "smart_resize",
 ]
 
+TURNED = "mlx_qwenvl_orientation"  # in `Image.info`: the EXIF value that was undone
 MAX_ASPECT_RATIO = 200  # long side / short side; Qwen2-VL was not made for more
 
 
@@ -84,6 +85,7 @@ class ImagePatches:
         source_size: (width, height) before resizing, in pixels.
         size: (width, height) after resizing, in pixels.
         geometry: How it was cut.
+        orientation: The EXIF value, 1 to 8, that turned the stored picture upright.
     """
 
     patches: npt.NDArray[np.uint8]
@@ -91,6 +93,7 @@ class ImagePatches:
     source_size: tuple[int, int]
     size: tuple[int, int]
     geometry: ImageGeometry
+    orientation: int = 1
 
     @property
     def n_tokens(self) -> int:
@@ -108,6 +111,16 @@ class ImagePatches:
         sha = hashlib.sha256(struct.pack("<6Q", *self.grid_thw, *sizes))
         sha.update(self.patches.data)
         return sha.digest()
+
+    def to_image(self) -> Image.Image:
+        """The picture as the model sees it: upright, resized, RGB."""
+        _, rows, columns = self.grid_thw
+        patch, merge = self.geometry.patch_size, self.geometry.merge_size
+        blocks = self.patches.reshape(
+            rows // merge, columns // merge, merge, merge, 3, patch, patch
+        )
+        pixels = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+        return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def smart_resize(
@@ -213,4 +226,5 @@ def image_patches(image: Image.Image, geometry: ImageGeometry, budget: PixelBudg
         source_size=(width, height),
         size=(new_width, new_height),
         geometry=geometry,
+        orientation=image.info.get(TURNED, 1),
     )

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_qwenvl.errors import MediaError
+from mlx_qwenvl.inputs.image import TURNED
 from mlx_qwenvl.inputs.sniff import EXPECTED, format_of, is_text, looks_like
 from mlx_qwenvl.inputs.source import (
     DEFAULT_LIMITS,
@@ -215,10 +216,15 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.alpha_composite(white, image.convert("RGBA"))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+        image.info[TURNED] = orientation  # whoever points at pixels of the file needs it
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
+    if TURNED in image.info:  # Pillow keeps the EXIF data of a picture that it turned
+        return 1
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # EXIF is a hint; a broken one costs nothing but the hint

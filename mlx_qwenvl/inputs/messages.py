@@ -101,6 +101,12 @@ def user_message(text: str, images: Sequence[ImageSource]) -> Message:
     return Message("user", without_marks(parts))
 
 
+def sources_of(messages: Iterable[Message]) -> tuple[ImageSource | None, ...]:
+    """What was given for each picture, in order; None where only its patches are there."""
+    parts = [part for turn in messages for part in turn.parts if isinstance(part, ImagePart)]
+    return tuple(None if isinstance(p.source, ImagePatches) else p.source for p in parts)
+
+
 def without_marks(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Parts without the marks for pictures that stand before a text, if there are pictures."""
     if not any(isinstance(part, ImagePart) for part in parts):

@@ -1,0 +1,1 @@
+"""One question about many pictures: what to ask, what is done already, and where answers go."""

@@ -1,0 +1,1 @@
+"""Answers of a given form: short descriptions of it, and tables of what came."""

@@ -1,0 +1,127 @@
+"""Boxes, quads and points that an answer names, read from its text.
+
+Qwen2-VL writes a name between `<|object_ref_start|>` and `<|object_ref_end|>`, and behind it two
+corners as `<|box_start|>(221,423),(569,886)<|box_end|>`, in a frame of 1000 x 1000. Four corners in
+quad marks, and one point in either, are read too. Whatever is not of this form stays text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from mlx_qwenvl.grounding.frame import FRAME, Frame, Point
+
+Kind = Literal["box", "quad", "point"]
+
+_NUMBER: Final = r"(\d{1,4}(?:\.\d{1,4})?)"
+_POINT: Final = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
+_POINTS: Final = rf"{_POINT}(?:\s*,\s*{_POINT}){{0,3}}"
+MARKED: Final = re.compile(
+    r"<\|object_ref_start\|>(?P<label>[^<]*(?:<(?!\|)[^<]*)*)<\|object_ref_end\|>"
+    rf"|<\|(?P<mark>box|quad)_start\|>\s*(?P<points>{_POINTS})\s*<\|(?P=mark)_end\|>"
+)
+_PAIR: Final = re.compile(_POINT)
+_MARKS: Final = re.compile(r"<\|(?:object_ref|box|quad)_(?:start|end)\|>")
+
+
+@dataclass(frozen=True)
+class Box:
+    """Something that an answer points at.
+
+    Attributes:
+        label: What the answer calls it; "" where it gives no name.
+        kind: "box", "quad" or "point".
+        points: Its corners in the model's frame of 1000 x 1000, as the answer gives them: two for
+            a box, four for a quad, one for a point.
+        frame: The picture they refer to.
+        image: Index of that picture among those of the conversation.
+    """
+
+    label: str
+    kind: Kind
+    points: tuple[Point, ...]
+    frame: Frame
+    image: int
+
+    @property
+    def corners(self) -> tuple[Point, ...]:
+        """The points in pixels of the picture as it is stored, as `PIL.Image.open` gives it."""
+        return tuple(map(self.frame.stored, self.points))
+
+    @property
+    def upright_corners(self) -> tuple[Point, ...]:
+        """The points in pixels of the picture as people see it, turned upright."""
+        return tuple(map(self.frame.upright, self.points))
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels of the picture as its file holds it."""
+        return _bounds(self.corners)
+
+    @property
+    def upright_xyxy(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels of the upright picture."""
+        return _bounds(self.upright_corners)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The box as the command line's `--json` and the server give it."""
+        return {
+            "label": self.label,
+            "kind": self.kind,
+            "image": self.image,
+            "xyxy": [round(value, 2) for value in self.xyxy],
+            "points": [[round(x, 2), round(y, 2)] for x, y in self.corners],
+            "points_1000": [list(point) for point in self.points],
+        }
+
+
+def find_boxes(text: str, frames: Sequence[Frame]) -> tuple[Box, ...]:
+    """The boxes that an answer names, in its order.
+
+    The model does not say which picture it means: it is taken to be the last one. A label holds
+    for all boxes up to the next label, as where several things are named once.
+
+    Args:
+        text: The answer, its marks spelled out.
+        frames: The conversation's pictures; without one there is nothing to point at.
+    """
+    if not frames or "_start|>" not in text:
+        return ()
+    label, found = "", []
+    for match in MARKED.finditer(text):
+        if match["mark"] is None:
+            label = match["label"].strip()
+            continue
+        points = tuple((float(x), float(y)) for x, y in _PAIR.findall(match["points"]))
+        kind = _kind(match["mark"], points)
+        if kind is not None:
+            found.append(Box(label, kind, points, frames[-1], len(frames) - 1))
+    return tuple(found)
+
+
+def without_marks(text: str) -> str:
+    """An answer as people read it: names and coordinates stay, the marks around them go."""
+    return _MARKS.sub("", text)
+
+
+def _kind(mark: str, points: Sequence[Point]) -> Kind | None:
+    """What the points make, or None for what the marks do not allow or the frame does not hold."""
+    if any(value > FRAME for point in points for value in point):
+        return None
+    count = len(points)
+    if count == 1:
+        return "point"
+    if mark == "quad":
+        return "quad" if count == 4 else None
+    if count == 2:
+        (left, top), (right, bottom) = points
+        return "box" if left <= right and top <= bottom else None
+    return None
+
+
+def _bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
