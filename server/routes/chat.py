@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_qwenvl import __version__
-from mlx_qwenvl.engine.reply import Chunk, TokenLogprob
+from mlx_qwenvl.engine.reply import Chunk, TokenLogprob, boxes_of
 from mlx_qwenvl.engine.tool_calls import (
     CallBegun,
     CallPiece,
@@ -78,6 +78,7 @@ class _Choice:
         calls: Calls of tools so far.
         logprobs: Of all tokens.
         finish_reason: Why it ended, once it has.
+        boxes: What its text points at, as `Box.to_dict` gives it, once it has ended.
     """
 
     parser: ToolCallParser | None
@@ -86,6 +87,7 @@ class _Choice:
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    boxes: list[dict[str, Any]] = field(default_factory=list)
 
     def hear(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What a piece adds to the message, as OpenAI's deltas."""
@@ -94,6 +96,7 @@ class _Choice:
         if chunk.finish_reason is not None:
             is_whole = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
+            self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures)]
         return [delta for delta in told if delta is not None]
 
     def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
@@ -117,7 +120,13 @@ class _Choice:
         """The whole message."""
         content = None if self.calls and not self.text else self.text
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        return {**message, "tool_calls": self.calls} if self.calls else message
+        calls = {"tool_calls": self.calls} if self.calls else {}
+        return {**message, **calls, **self.pointing}
+
+    @property
+    def pointing(self) -> dict[str, Any]:
+        """This program's own field of a message that points at something."""
+        return {"boxes": self.boxes} if self.boxes else {}
 
 
 @dataclass
@@ -176,7 +185,7 @@ class _Answer:
                 yield self._frame(index, delta, logprobs=logprobs)
             if choice.finish_reason is not None:
                 # The text stays a string to the end: clients add the pieces up as they come.
-                yield self._frame(index, {"content": ""}, choice.finish_reason)
+                yield self._frame(index, {"content": "", **choice.pointing}, choice.finish_reason)
         if self.body.includes_usage:
             last = {**self._chunk([]), "usage": self.tally.usage()}
             yield frame({**last, "timings": self.tally.llama_timings()})

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.engine.reply import Chunk, FinishReason, Timings, TokenLogprob, Usage
+from mlx_qwenvl.inputs.image import ImagePatches
 from server.app import create_app
 from server.call import Call
 from server.engine import Engine
@@ -117,9 +118,15 @@ def says(text: str, index: int = 0, logprobs: tuple[TokenLogprob, ...] = ()) -> 
     return Heard(index, Chunk(text, (7,), logprobs))
 
 
-def ends(reason: FinishReason = "stop", index: int = 0, rest: str = "") -> Heard:
+def ends(
+    reason: FinishReason = "stop",
+    index: int = 0,
+    rest: str = "",
+    pictures: tuple[ImagePatches, ...] = (),
+) -> Heard:
     usage = Usage(prompt_tokens=12, image_tokens=4, cached_tokens=6, completion_tokens=5)
-    return Heard(index, Chunk(rest, finish_reason=reason, usage=usage, timings=TIMINGS))
+    last = Chunk(rest, finish_reason=reason, usage=usage, timings=TIMINGS, pictures=pictures)
+    return Heard(index, last)
 
 
 def data_url(image: Image.Image = PICTURE) -> str:

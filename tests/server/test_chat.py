@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from mlx_qwenvl import QwenVL
+from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.reply import TokenLogprob
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart
 from server.schemas.chat import REFUSED, ChatRequest
@@ -51,6 +52,29 @@ def test_a_completion_has_openais_keys_and_no_others_but_timings(script: Script)
             "finish_reason": "stop",
         }
     ]
+
+
+def test_a_message_that_points_has_its_boxes_in_pixels_of_the_picture(
+    script: Script, served: QwenVL
+) -> None:
+    seen = served.open(ImagePart(PICTURE), Options())
+    text = "<|object_ref_start|>it<|object_ref_end|><|box_start|>(250,0),(1000,500)<|box_end|>"
+    client, _ = script(says(text[:40]), says(text[40:]), ends(pictures=(seen,)))
+    whole = client.post(CHAT, json=body(data_url())).json()["choices"][0]["message"]
+    assert whole["content"] == text
+    assert whole["boxes"] == [
+        {
+            "label": "it",
+            "kind": "box",
+            "image": 0,
+            "xyxy": [21.0, 0.0, 84.0, 42.0],
+            "points": [[21.0, 0.0], [84.0, 42.0]],
+            "points_1000": [[250.0, 0.0], [1000.0, 500.0]],
+        }
+    ]
+    *_, last, done = events(client.post(CHAT, json=body(data_url(), stream=True)).text)
+    assert done == "[DONE]"
+    assert last["choices"][0]["delta"] == {"content": "", "boxes": whole["boxes"]}
 
 
 def test_usage_and_timings_count_as_openai_mistral_rs_and_llama_cpp_do(script: Script) -> None:
