@@ -16,7 +16,12 @@ from typing import Any
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, announce_demo, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
-from mlx_qwenvl.errors import MediaError, PromptError
+from mlx_qwenvl.errors import MediaError, OptionError, PromptError
+from mlx_qwenvl.extracting.answer import read_answer
+from mlx_qwenvl.extracting.form import Form, read_form
+from mlx_qwenvl.extracting.table import STYLES, written
+from mlx_qwenvl.grounding.boxes import MarkFilter
+from mlx_qwenvl.grounding.drawing import Drawing
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.vlm import load
 from mlx_qwenvl.weights.choice import default_model
@@ -24,6 +29,7 @@ from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl generate"
 DEFAULT_QUESTION = "Describe this image."
+EXTRACT_QUESTION = "Read this image and fill in the form."
 PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it
 
 
@@ -69,6 +75,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-speculation", action="store_true", help="one token a step, always")
     p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--draw", metavar="FILE", help="save the picture with what the answer points at")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument(
+        "--schema",
+        metavar="FILE|FIELDS",
+        help="answer with JSON that fits a schema, or fields such as 'name, price float'",
+    )
+    form.add_argument(
+        "--extract",
+        metavar="FILE|FIELDS",
+        help="read these fields off the picture: 'date date, items {name, price float}[]'",
+    )
+    p.add_argument("--as", dest="style", choices=STYLES, help="how --extract prints (json)")
     p.add_argument("--verbose", action="store_true", help="sizes and timings on stderr")
     return p
 
@@ -84,9 +103,15 @@ def _answer(arguments: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("mlx_qwenvl").setLevel(logging.INFO)
     options = _options(arguments)
+    form = _form(arguments)
+    if form is not None:
+        options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     images = _images(arguments)
+    drawing = None if arguments.draw is None else Drawing.at(arguments.draw, bool(images))
     question = _question(arguments)
+    if form is not None and arguments.extract:
+        question = form.question(question)
     name = default_model() if arguments.model is None else arguments.model
     vlm = load(
         name,
@@ -104,16 +129,28 @@ def _answer(arguments: argparse.Namespace) -> int:
         stream = vlm.stream(question, images=images, system=arguments.system, **options)
         if arguments.model is None and name == DEMO:
             announce_demo()
-        interrupted = _listen(stream, chunks, show=not arguments.json)
+        interrupted = _listen(stream, chunks, show=not (arguments.json or arguments.extract))
     if interrupted:
+        heard = "".join(chunk.text for chunk in chunks)
+        if arguments.extract and not arguments.json:
+            print(heard)
         if arguments.json:
-            heard = "".join(chunk.text for chunk in chunks)
             _print_json({"text": heard, "finish_reason": "interrupted", "model": name})
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     reply = Reply.of(chunks, name, images)
+    data = None if form is None else read_answer(reply)
     if arguments.json:
-        _print_json(reply.to_dict())
+        _print_json(reply.to_dict() | ({} if form is None else {"data": data}))
+    elif arguments.extract:
+        print(written(data, arguments.style or "json"))
+    if drawing is not None:
+        drawing.save(reply.draw())
+        if not reply.boxes:
+            print(
+                f"the answer points at nothing; {arguments.draw} holds the picture alone",
+                file=sys.stderr,
+            )
     if arguments.verbose:
         _report(reply)
     return EXIT_OK
@@ -148,6 +185,15 @@ def _options(arguments: argparse.Namespace) -> CallOptions:
     }
 
 
+def _form(arguments: argparse.Namespace) -> Form | None:
+    if arguments.style and not arguments.extract:
+        raise OptionError("--as says how --extract prints; give the fields with --extract")
+    if arguments.style and arguments.json:
+        raise OptionError("--json prints an object with the data in it; give either it or --as")
+    text = arguments.schema or arguments.extract
+    return None if text is None else read_form(text)
+
+
 def _images(arguments: argparse.Namespace) -> list[ImageSource]:
     if arguments.image.count("-") > 1:
         raise PromptError("--image - was given more than once; standard input holds one picture")
@@ -169,7 +215,7 @@ def _question(arguments: argparse.Namespace) -> str:
     question = "\n".join(part for part in [piped, *said] if part.strip())
     if not question and not arguments.image:
         raise PromptError("nothing was asked; give a question, a picture (--image), or both")
-    return question or DEFAULT_QUESTION
+    return question or (EXTRACT_QUESTION if arguments.extract else DEFAULT_QUESTION)
 
 
 def _piped_text(has_question: bool) -> str:
@@ -217,18 +263,20 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 
 def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool:
     """Collect an answer, printing it as it comes; tell whether Ctrl-C ended it."""
+    marks = MarkFilter()
     if show and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets an answer
     try:
         for chunk in stream:
             chunks.append(chunk)
-            if show and chunk.text:
-                print(chunk.text, end="", flush=True)
+            text = marks.feed(chunk.text) if show else ""
+            if text:
+                print(text, end="", flush=True)
     except KeyboardInterrupt:
         return True
     finally:
         if show and chunks:
-            print(flush=True)
+            print(marks.finish(), flush=True)
     return False
 
 

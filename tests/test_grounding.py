@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mlx_qwenvl import MediaError, PromptError, QwenVL, Reply
 from mlx_qwenvl.engine.reply import boxes_of
-from mlx_qwenvl.grounding.boxes import find_boxes, without_marks
+from mlx_qwenvl.grounding.boxes import MarkFilter, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import COLORS, LEAST_SIDE, draw_boxes
 from mlx_qwenvl.grounding.frame import Frame
 from mlx_qwenvl.inputs.image import ImageGeometry, PixelBudget, image_patches
@@ -247,3 +247,11 @@ def test_a_conversation_points_into_its_last_picture(demo: QwenVL) -> None:
     reply = replace(chat.ask("And the color?", max_tokens=2), text=CAT)
     assert (reply.boxes[0].image, reply.sources) == (0, (None,))
     assert reply.draw().size == SHAPES_SIZE
+
+
+@given(st.lists(PIECES | st.text(max_size=5), max_size=12), st.integers(1, 7))
+def test_marks_vanish_from_a_stream_wherever_it_is_cut(pieces: list[str], size: int) -> None:
+    text = "".join(pieces)
+    marks = MarkFilter()
+    shown = [marks.feed(text[i : i + size]) for i in range(0, len(text), size)]
+    assert "".join([*shown, marks.finish()]) == without_marks(text)

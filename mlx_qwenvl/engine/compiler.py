@@ -53,8 +53,7 @@ class Compiler:
         It takes milliseconds as a rule; who must not wait asks from a thread.
 
         Raises:
-            OptionError: The grammar is not valid, cannot be satisfied, or is too large, or
-                llguidance is not installed.
+            OptionError: The grammar is not valid, cannot be satisfied, or is too large.
         """
         try:
             return self._made_of(grammar)

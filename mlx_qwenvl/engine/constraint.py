@@ -31,16 +31,12 @@ class Vocabulary:
         width: V.
 
     Raises:
-        OptionError: llguidance is not installed, or no token ends an answer.
+        OptionError: No token ends an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int], width: int) -> None:
-        try:
-            import llguidance
-        except ImportError:
-            raise OptionError(
-                "a grammar needs llguidance; run: pip install 'mlx-qwenvl[server]'"
-            ) from None
+        import llguidance
+
         if not end_ids:
             raise OptionError("the model has no token that ends an answer, which a grammar needs")
         self.width = width

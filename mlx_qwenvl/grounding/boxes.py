@@ -24,7 +24,10 @@ MARKED: Final = re.compile(
     rf"|<\|(?P<mark>box|quad)_start\|>\s*(?P<points>{_POINTS})\s*<\|(?P=mark)_end\|>"
 )
 _PAIR: Final = re.compile(_POINT)
-_MARKS: Final = re.compile(r"<\|(?:object_ref|box|quad)_(?:start|end)\|>")
+MARKS: Final = tuple(
+    f"<|{what}_{edge}|>" for what in ("object_ref", "box", "quad") for edge in ("start", "end")
+)
+_MARKS: Final = re.compile("|".join(map(re.escape, MARKS)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,27 @@ def find_boxes(text: str, frames: Sequence[Frame]) -> tuple[Box, ...]:
 def without_marks(text: str) -> str:
     """An answer as people read it: names and coordinates stay, the marks around them go."""
     return _MARKS.sub("", text)
+
+
+class MarkFilter:
+    """`without_marks` for an answer that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What may be shown now; the beginning of a mark waits for its end."""
+        text = without_marks(self._held + text)
+        begun = text.rfind("<")
+        is_mark = begun >= 0 and any(mark.startswith(text[begun:]) for mark in MARKS)
+        cut = begun if is_mark else len(text)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def finish(self) -> str:
+        """What was held back and turned out to be text."""
+        shown, self._held = self._held, ""
+        return shown
 
 
 def _kind(mark: str, points: Sequence[Point]) -> Kind | None:
