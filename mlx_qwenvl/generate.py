@@ -21,7 +21,7 @@ from mlx_qwenvl.extracting.answer import read_answer
 from mlx_qwenvl.extracting.form import Form, read_form
 from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
-from mlx_qwenvl.grounding.drawing import Drawing
+from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.vlm import load
 from mlx_qwenvl.weights.choice import default_model
@@ -108,7 +108,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     images = _images(arguments)
-    drawing = None if arguments.draw is None else Drawing.at(arguments.draw, bool(images))
+    drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, bool(images))
     question = _question(arguments)
     if form is not None and arguments.extract:
         question = form.question(question)

@@ -13,7 +13,7 @@ from mlx_qwenvl.errors import OptionError, PromptError
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PictureFile:
     """A file to be written.
 
     Attributes:
@@ -25,7 +25,7 @@ class Drawing:
     format: str
 
     @classmethod
-    def at(cls, path: str, has_picture: bool) -> Drawing:
+    def at(cls, path: str, has_picture: bool) -> PictureFile:
         """A file that can be written, as far as that is known beforehand.
 
         Args:
