@@ -1,1 +1,0 @@
-"""`mlx-qwenvl compat`."""
