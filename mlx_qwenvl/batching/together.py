@@ -1,0 +1,197 @@
+"""Questions about many pictures, answered side by side while the next pictures are opened.
+
+Pictures are opened by threads; one thread, the caller's, makes all steps of the model. How many
+pictures are open at once is bounded, however many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mlx_qwenvl.batching.ahead import Ahead
+from mlx_qwenvl.engine.job import Failed, Job, fault_of
+from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.engine.telling import Stopwatch
+from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.inputs.media import ImageSource
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.vlm import QwenVL
+
+OPENING_THREADS = min(4, os.cpu_count() or 1)  # each may hold a whole photo, unresized
+AHEAD = (
+    2 * OPENING_THREADS
+)  # pictures that are being opened, or are open and wait to be asked about
+LISTENING_S = 0.1  # seconds without a result after which the caller may look up
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which question about which picture.
+
+    Attributes:
+        image: The picture as it was given.
+        question: Index of the question.
+        key: Of the picture's content and all that the answer depends on; "" where nobody needs it.
+    """
+
+    image: ImageSource
+    question: int = 0
+    key: str = ""
+
+
+Prepared = tuple[Asked, Prompt | QwenVLError | None]
+"""A question that is ready to be answered, that cannot be, or that needs no answer."""
+
+Outcome = tuple[Asked, Reply | QwenVLError | None]
+"""What became of a question; None where it needed no answer."""
+
+
+@dataclass
+class _Open:
+    """A question that is being answered."""
+
+    asked: Asked
+    prompt: Prompt
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+class Together:
+    """Answers questions about pictures side by side.
+
+    Args:
+        vlm: The model.
+        images: The pictures, in any form; the iterable is read as far as there is room.
+        prepare: Opens a picture and makes its questions; called in several threads at once.
+        options: Of all answers.
+        max_running: Answers decoded together at most.
+
+    Raises:
+        OptionError: `max_running` is below 1.
+    """
+
+    def __init__(
+        self,
+        vlm: QwenVL,
+        images: Iterable[ImageSource],
+        prepare: Callable[[ImageSource], Sequence[Prepared]],
+        options: Options,
+        max_running: int,
+    ) -> None:
+        self._vlm, self._prepare, self._options = vlm, prepare, options
+        self._max_running = max_running
+        self._scheduler = vlm.scheduler(max_running)
+        self._images = images
+        self._waiting: deque[_Open] = deque()
+        self._jobs: dict[Job, _Open] = {}
+        self._begun = False
+
+    @property
+    def unanswered(self) -> int:
+        """Questions that are ready and have no answer yet."""
+        return len(self._waiting) + len(self._jobs)
+
+    def outcomes(self) -> Iterator[Outcome | None]:
+        """What becomes of each question, in order of completion.
+
+        None comes after every step that completes nothing, so that a caller who has to stop can.
+        """
+        ahead = Ahead(self._images, self._prepared, threads=OPENING_THREADS, most=AHEAD)
+        try:
+            while True:
+                yield from self._take(ahead)
+                yield from self._add()
+                if not self.unanswered and ahead.is_done:
+                    return
+                if self._may_step(ahead):
+                    yield from self._step()
+                yield None
+        finally:
+            ahead.close()
+
+    def _prepared(self, image: ImageSource) -> Sequence[Prepared]:
+        try:
+            return self._prepare(image)
+        except Exception as error:
+            return [(Asked(image), as_fault(error))]
+
+    def _take(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> Iterator[Outcome]:
+        """Take the next open picture where its questions are next, and wait where nothing else is.
+
+        The first answer waits for a second question. A lone answer works in its own cache, where
+        nobody who comes later finds the beginning that all questions have in common; in a crowd it
+        is found by all, and so computed once.
+        """
+        if self._waiting or ahead.is_done:
+            return
+        made = ahead.take(0 if self._may_step(ahead) else LISTENING_S)
+        for asked, prepared in made or ():
+            if isinstance(prepared, Prompt):
+                self._waiting.append(_Open(asked, prepared))
+            else:
+                yield asked, prepared
+
+    def _may_step(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> bool:
+        enough = self._begun or self.unanswered > 1 or ahead.is_done
+        return enough and not self._scheduler.is_idle
+
+    def _add(self) -> Iterator[Outcome]:
+        """Queue questions, one more than can be answered at once."""
+        while self._waiting and len(self._jobs) <= self._max_running:
+            opened = self._waiting.popleft()
+            watch = Stopwatch(self._vlm.load_s)
+            try:
+                job = self._scheduler.add(opened.prompt, self._options, watch)
+            except Exception as error:
+                yield opened.asked, as_fault(error)
+            else:
+                self._jobs[job] = opened
+
+    def _step(self) -> Iterator[Outcome]:
+        self._begun = True
+        try:
+            events = self._scheduler.step()
+        except Exception as error:
+            if self._max_running == 1:
+                raise
+            self._begin_anew(error)
+            return
+        for event in events:
+            if isinstance(event, Failed):
+                yield self._jobs.pop(event.job).asked, as_fault(event.error)
+                continue
+            opened = self._jobs[event.job]
+            opened.chunks.append(event.chunk)
+            if event.chunk.finish_reason is not None:
+                del self._jobs[event.job]
+                image = opened.asked.image
+                yield opened.asked, Reply.of(opened.chunks, self._vlm.name, [image])
+
+    def _begin_anew(self, error: Exception) -> None:
+        """After a step that broke for all, ask again with fewer at a time, until one is alone."""
+        self._max_running //= 2
+        log.warning("%s; going on with %d at a time", as_fault(error), self._max_running)
+        self._vlm.stores.make_room(2**63)
+        self._scheduler = self._vlm.scheduler(self._max_running)
+        again = [_Open(opened.asked, opened.prompt) for opened in self._jobs.values()]
+        self._jobs.clear()
+        self._waiting.extendleft(reversed(again))
+
+
+def as_fault(error: Exception) -> QwenVLError:
+    """What a picture's exception means to people."""
+    fault = fault_of(error)
+    if isinstance(fault, QwenVLError):
+        return fault
+    said = " ".join(str(error).split())[:200]
+    unexpected = QwenVLError(
+        f"it failed in a way that nobody expected: {type(error).__name__}: {said}"
+    )
+    unexpected.__cause__ = error
+    return unexpected
