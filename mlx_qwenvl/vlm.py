@@ -256,20 +256,28 @@ class QwenVL:
         """
         return Chat(self, system)
 
-    def scheduler(self, max_running: int = MAX_RUNNING) -> Scheduler:
+    def scheduler(self, max_running: int = MAX_RUNNING, *, in_bulk: bool = False) -> Scheduler:
         """What answers many questions side by side; one thread owns it.
 
         Args:
             max_running: Answers decoded together at most.
+            in_bulk: Whether only the time until the last answer counts, as where one question is
+                asked about many pictures. Of prompts it keeps the newest alone, which holds
+                the beginning that all have in common.
         """
+        stores = self.stores
+        if in_bulk:
+            one = Stores.of(self.model, prefix_bytes=1, feature_bytes=0)
+            stores = replace(stores, prefixes=one.prefixes)
         return Scheduler(
             self.model,
             self.tokenizer,
-            self.stores,
+            stores,
             self.end_ids,
             self.grammars.start,
             self._drafting,
             max_running,
+            in_bulk=in_bulk,
         )
 
     def logits(

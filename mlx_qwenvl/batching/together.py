@@ -86,7 +86,7 @@ class Together:
     ) -> None:
         self._vlm, self._prepare, self._options = vlm, prepare, options
         self._max_running = max_running
-        self._scheduler = vlm.scheduler(max_running)
+        self._scheduler = vlm.scheduler(max_running, in_bulk=True)
         self._images = images
         self._waiting: deque[_Open] = deque()
         self._jobs: dict[Job, _Open] = {}
@@ -178,7 +178,7 @@ class Together:
         self._max_running //= 2
         log.warning("%s; going on with %d at a time", as_fault(error), self._max_running)
         self._vlm.stores.make_room(2**63)
-        self._scheduler = self._vlm.scheduler(self._max_running)
+        self._scheduler = self._vlm.scheduler(self._max_running, in_bulk=True)
         again = [_Open(opened.asked, opened.prompt) for opened in self._jobs.values()]
         self._jobs.clear()
         self._waiting.extendleft(reversed(again))

@@ -51,6 +51,9 @@ class Scheduler:
         start: Makes the constraint of one answer from its grammar.
         drafting: Gives the draft model for a call's options, or None.
         max_running: Answers decoded together at most.
+        in_bulk: Whether all that counts is when the last answer is there. Questions are then read
+            first, uncut, as long as there are places, so that each step of decoding has as many
+            answers as can be; and answers are not kept, because nobody goes on from them.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Scheduler:
         start: Callable[[Grammar], Constraint],
         drafting: Callable[[Options], DraftModel | None],
         max_running: int = MAX_RUNNING,
+        *,
+        in_bulk: bool = False,
     ) -> None:
         if max_running < 1:
             raise OptionError(f"max_running is {max_running}, expected a number from 1 up")
         self._model, self._tokenizer, self._stores = model, tokenizer, stores
         self._end_ids, self._start, self._drafting = end_ids, start, drafting
-        self.max_running = max_running
+        self.max_running, self._in_bulk = max_running, in_bulk
         self.slices = Slices()
         self._crowd = Crowd(model, lambda: self.slices.mark())
         self._of: dict[int, tuple[Job, int]] = {}  # whose answer a member is, by identity
@@ -148,13 +153,13 @@ class Scheduler:
         if self._reading is not None:
             self._read(self._reading, events)
         self._begin(events)
-        if self._crowd.members:
+        if self._crowd.members and not (self._in_bulk and self._goes_on_reading()):
             self._decode(events)
         return events
 
     def _take_next(self, events: list[Event]) -> None:
         """Begin to read the next question, where there is a place and memory for it."""
-        if not self._queue or self._blocked or not self._has_place():
+        if not self._may_take():
             return
         job = self._queue[0]
         shares = bool(self._crowd.members or self._ready)
@@ -188,7 +193,7 @@ class Scheduler:
     def _read(self, job: Job, events: list[Event]) -> None:
         """Read the next slice of a question."""
         assert job._filling is not None, "it is being read"
-        self.slices.shared = bool(self._crowd.members)
+        self.slices.shared = bool(self._crowd.members) and not self._in_bulk
         try:
             filled = job._filling.advance()
         except Exception as error:
@@ -274,7 +279,8 @@ class Scheduler:
             events.append(Told(job, index, chunk))
         if telling.reason is None:
             return
-        self._let_go(job, member, keep=True)
+        # One that was alone need not be copied to be kept.
+        self._let_go(job, member, keep=not self._in_bulk or member.row is None)
         job._ended += 1
         job.is_over = job._ended == job.n
         last = telling.finish(job.prompt, filled, mx.get_peak_memory(), member.speculation)
@@ -286,8 +292,13 @@ class Scheduler:
             return False
         return not self._queue or self._blocked or self.max_running == 1
 
-    def _has_place(self) -> bool:
-        return not self._ready and len(self._crowd.members) < self.max_running
+    def _may_take(self) -> bool:
+        """Whether the next in the queue can be read now."""
+        has_place = not self._ready and len(self._crowd.members) < self.max_running
+        return bool(self._queue) and has_place and not self._blocked
+
+    def _goes_on_reading(self) -> bool:
+        return self._reading is not None or self._may_take()
 
     def _fail(self, job: Job, error: Exception, events: list[Event]) -> None:
         self._remove(job, keep=False)
