@@ -1,1 +1,274 @@
-"""`mlx-qwenvl batch`."""
+"""`python -m mlx_qwenvl.batch --images 'photos/**/*.jpg'`: one question about many pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlx_qwenvl.batching.ledger import Ledger
+from mlx_qwenvl.batching.lines import NO_SPACE, FileLines, StreamLines
+from mlx_qwenvl.batching.pictures import find_pictures
+from mlx_qwenvl.batching.questions import Question
+from mlx_qwenvl.batching.run import Counts, Run
+from mlx_qwenvl.batching.terminal import progress, stoppable
+from mlx_qwenvl.command import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    Parser,
+    announce_demo,
+    run,
+)
+from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
+from mlx_qwenvl.engine.reply import Reply
+from mlx_qwenvl.engine.scheduler import MAX_RUNNING
+from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
+from mlx_qwenvl.extracting.answer import read_answer
+from mlx_qwenvl.extracting.form import Form, read_form
+from mlx_qwenvl.vlm import load
+from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.resolve import DEMO
+
+PROGRAM = "mlx-qwenvl batch"
+DEFAULT_QUESTION = "Describe this image."
+EXTRACT_QUESTION = "Read this image and fill in the form."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(
+        prog=PROGRAM,
+        description="Ask one question about many pictures; a line of JSON for each.",
+        epilog="The same command goes on where it was broken off, and asks again what failed.",
+    )
+    p.add_argument("pictures", nargs="*", metavar="PICTURE", help="as --images")
+    p.add_argument(
+        "--images",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH|PATTERN|DIR|URL|-",
+        help="'photos/**/*.jpg', a folder, a file, a URL, or - for a list on standard input",
+    )
+    p.add_argument(
+        "--images-from",
+        action="append",
+        default=[],
+        metavar="FILE|-",
+        help="a list of pictures, one a line",
+    )
+    p.add_argument("--null", action="store_true", help="lists end names with NUL (find -print0)")
+    p.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=f"the question ({DEFAULT_QUESTION}); several make several lines a picture",
+    )
+    p.add_argument(
+        "--prompt-file", action="append", default=[], metavar="FILE", help="a question, from a file"
+    )
+    p.add_argument(
+        "--prompt-first", action="store_true", help="put it before the picture (docs/batch.md)"
+    )
+    p.add_argument(
+        "--output", default="-", metavar="FILE", help="where lines are added; - is stdout (-)"
+    )
+    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
+    p.add_argument("--system", help="system message; by default the model's own")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
+    p.add_argument(
+        "--max-running",
+        type=int,
+        default=MAX_RUNNING,
+        metavar="N",
+        help=f"answers computed side by side ({MAX_RUNNING})",
+    )
+    form = p.add_mutually_exclusive_group()
+    form.add_argument(
+        "--schema",
+        metavar="FILE|FIELDS",
+        help="answer with JSON that fits a schema, or fields such as 'name, price float'",
+    )
+    form.add_argument(
+        "--extract",
+        metavar="FILE|FIELDS",
+        help="the same, and tell the model the fields",
+    )
+    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--top-k", type=int, metavar="K")
+    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument("--repetition-penalty", type=float, metavar="R")
+    sampling.add_argument("--presence-penalty", type=float, metavar="P")
+    sampling.add_argument("--frequency-penalty", type=float, metavar="F")
+    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
+    p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
+    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
+    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
+    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
+    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
+    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
+    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    p.add_argument("--kv-group-size", type=int, metavar="N", help="how many share a scale (64)")
+    p.add_argument("--kv-start", type=int, metavar="N", help="tokens before --kv-bits begins (0)")
+    p.add_argument("--max-kv-size", type=int, metavar="N", help="most tokens, answer included")
+    p.add_argument(
+        "--disk-cache", action="store_true", help="keep pictures' features on disk, for you alone"
+    )
+    p.add_argument("--dtype", help="float32, float16 or bfloat16")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = parser().parse_intermixed_args(argv)
+    return run(lambda: _ask(arguments), PROGRAM)
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    options, form = _options(arguments), _form(arguments)
+    if form is not None:
+        options["grammar"] = form.grammar
+    read_options(options, GREEDY)  # refuses bad options before the model is loaded
+    if arguments.max_running < 1:
+        raise OptionError(f"--max-running is {arguments.max_running}, expected a number from 1 up")
+    questions = _questions(arguments, form)
+    asked = [*arguments.images, *arguments.pictures]
+    if not asked and not arguments.images_from:
+        raise PromptError("no pictures were named; give --images")
+    images = find_pictures(asked, arguments.images_from, ends_with_nul=arguments.null)
+    with _output(arguments.output) as (ledger, file):
+        name = default_model() if arguments.model is None else arguments.model
+        vlm = load(
+            name,
+            dtype=arguments.dtype,
+            quantize=arguments.quantize,
+            topology=arguments.topology,
+            variant=arguments.variant,
+            # What was seen once is not asked for again, unless there is another question.
+            feature_bytes=0 if len(questions) == 1 else None,
+            disk_cache=True if arguments.disk_cache else None,
+            progress=sys.stderr.isatty(),
+        )
+        if arguments.model is None and name == DEMO:
+            announce_demo()
+        job = Run(
+            vlm,
+            questions,
+            read_options(options, vlm.sampling),
+            ledger,
+            _no_data if form is None else _data,
+            arguments.max_running,
+        )
+        return _over(job, images, len(images) * len(questions), file)
+
+
+def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int:
+    begin, counts = time.perf_counter(), job.counts
+    try:
+        unit = "pictures" if total == len(images) else "answers"
+        with stoppable() as stops, progress(total, unit) as told:
+            is_complete = job.over(images, told, stops)
+    except OSError as error:
+        if file is None or error.errno not in NO_SPACE:
+            raise
+        raise QwenVLError(
+            f"no space is left for {file}; its answers are kept; make some, and the same "
+            "command goes on"
+        ) from None
+    seconds = time.perf_counter() - begin
+    print(_summary(counts, total, seconds), file=sys.stderr)
+    if not is_complete:
+        how = "begin anew" if file is None else "the same command goes on"
+        print(f"{PROGRAM}: interrupted; {total - counts.done} are left; {how}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_ERROR if counts.failed else EXIT_OK
+
+
+def _summary(counts: Counts, total: int, seconds: float) -> str:
+    computed = counts.answered - counts.repeated
+    same = f" ({counts.repeated} of them as the same picture)" if counts.repeated else ""
+    speed = f"; {computed / seconds:.1f} a second" if computed else ""
+    return (
+        f"{counts.answered} of {total} answered{same}, {counts.skipped} were done before, "
+        f"{counts.failed} failed; {seconds:.1f} s{speed}"
+    )
+
+
+def _options(arguments: argparse.Namespace) -> CallOptions:
+    return {
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "presence_penalty": arguments.presence_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
+        "seed": arguments.seed,
+        "stop": arguments.stop,
+        "min_pixels": arguments.min_pixels,
+        "max_pixels": arguments.max_pixels,
+        "kv_bits": arguments.kv_bits,
+        "kv_group_size": arguments.kv_group_size,
+        "kv_start": arguments.kv_start,
+        "max_kv_size": arguments.max_kv_size,
+    }
+
+
+def _form(arguments: argparse.Namespace) -> Form | None:
+    text = arguments.schema or arguments.extract
+    return None if text is None else read_form(text)
+
+
+def _data(reply: Reply) -> dict[str, object]:
+    return {"data": read_answer(reply)}
+
+
+def _no_data(_: Reply) -> dict[str, object]:
+    return {}
+
+
+def _questions(arguments: argparse.Namespace, form: Form | None) -> list[Question]:
+    """What is asked about each picture; no question twice."""
+    texts = [*arguments.prompt, *map(_text_of, arguments.prompt_file)]
+    texts = texts or [EXTRACT_QUESTION if arguments.extract else DEFAULT_QUESTION]
+    if not all(text.strip() for text in texts):
+        raise PromptError("a question is empty; expected some text")
+    if form is not None and arguments.extract:
+        texts = [form.question(text) for text in texts]
+    return [
+        Question(text, arguments.system, arguments.prompt_first) for text in dict.fromkeys(texts)
+    ]
+
+
+def _text_of(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise OptionError(f"--prompt-file {name}: {reason}") from None
+
+
+@contextmanager
+def _output(name: str) -> Iterator[tuple[Ledger, Path | None]]:
+    """What is answered already, and the file that it is in; None for what cannot be read again."""
+    path = Path(name).expanduser()
+    if name == "-":
+        yield Ledger(StreamLines(sys.stdout.buffer)), None
+    elif path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device
+        with path.open("wb") as stream:
+            yield Ledger(StreamLines(stream)), None
+    else:
+        with FileLines(path) as file:
+            yield Ledger.of_file(file), file.path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlx_qwenvl.batching.ahead import Ahead
@@ -97,7 +97,7 @@ class Together:
         """Questions that are ready and have no answer yet."""
         return len(self._waiting) + len(self._jobs)
 
-    def outcomes(self) -> Iterator[Outcome | None]:
+    def outcomes(self) -> Generator[Outcome | None, None, None]:
         """What becomes of each question, in order of completion.
 
         None comes after every step that completes nothing, so that a caller who has to stop can.
