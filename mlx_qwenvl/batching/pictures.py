@@ -32,7 +32,7 @@ def find_pictures(
         ends_with_nul: Whether names in lists end with a NUL instead of a line's end.
 
     Raises:
-        OptionError: A file is not there, a pattern or folder leads to no picture, or a list cannot be read.
+        OptionError: A name leads to no picture, or a list cannot be read.
     """
     if [*asked, *lists].count(STDIN) > 1:
         raise OptionError("standard input was named more than once; it holds one list")
