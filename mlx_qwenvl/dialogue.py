@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from mlx_qwenvl.engine.answer import Stopwatch
-from mlx_qwenvl.engine.options import CallOptions, read_options
+from mlx_qwenvl.engine.options import CallOptions, Options, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart, user_message
@@ -38,9 +39,7 @@ class Chat:
     ) -> Reply:
         """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
         chunks = list(self.stream(prompt, images=images, **options))
-        # Earlier pictures are known by their patches alone.
-        count = len(chunks[-1].pictures) - len(images)
-        return Reply.of(chunks, self._vlm.name, [*[None] * count, *images])
+        return self._reply(chunks, images)
 
     def stream(
         self,
@@ -56,15 +55,62 @@ class Chat:
         """
         watch = Stopwatch(self._vlm.load_s)
         read = read_options(options, self._vlm.sampling)
-        # Pictures are kept as patches: a file that changes later does not change the past.
-        opened = [
-            ImagePart(self._vlm.open(part, read)) if isinstance(part, ImagePart) else part
-            for part in user_message(prompt, images).parts
-        ]
-        question = Message("user", tuple(opened))
+        question = self._opened(user_message(prompt, images), read)
         built = self._vlm.prompt([*self.messages, question], read)
         chunks = self._vlm._answer(built, read, watch)
         return self._remembered(chunks, question, stops=bool(read.stop))
+
+    async def aask(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """Ask the next question without holding up the event loop; otherwise as `ask`."""
+        chunks = [chunk async for chunk in self.astream(prompt, images=images, **options)]
+        return self._reply(chunks, images)
+
+    async def astream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[Chunk, None]:
+        """Ask the next question and hear the answer piece by piece, for `async for`.
+
+        A conversation has one question at a time: of two that are asked at once, neither knows of
+        the other. An answer that is cancelled stays as far as it went.
+        """
+        watch = Stopwatch(self._vlm.load_s)
+        read = read_options(options, self._vlm.sampling)
+        import asyncio  # for those who wait in a loop
+
+        asked = user_message(prompt, images)
+        question = await asyncio.to_thread(self._opened, asked, read)
+        turns = [*self.messages, question]
+        heard: list[Chunk] = []
+        try:
+            async with aclosing(self._vlm._hear(turns, read, watch)) as chunks:
+                async for chunk in chunks:
+                    heard.append(chunk)
+                    yield chunk
+        finally:
+            self._remember(question, heard, stops=bool(read.stop))
+
+    def _opened(self, message: Message, options: Options) -> Message:
+        """The message with its pictures as patches: a file may change, the past may not."""
+        parts = [
+            ImagePart(self._vlm.open(part, options)) if isinstance(part, ImagePart) else part
+            for part in message.parts
+        ]
+        return Message(message.role, tuple(parts))
+
+    def _reply(self, chunks: Sequence[Chunk], images: Sequence[ImageSource]) -> Reply:
+        # Earlier pictures are known by their patches alone.
+        count = len(chunks[-1].pictures) - len(images)
+        return Reply.of(chunks, self._vlm.name, [*[None] * count, *images])
 
     def _remembered(
         self,
@@ -79,10 +125,13 @@ class Chat:
                 heard.append(chunk)
                 yield chunk
         finally:
-            if heard:
-                # The tokens themselves go back, so that the cache fits. Only a stop text, which
-                # is cut out of the text but not out of the tokens, makes the text speak.
-                tokens = tuple(i for chunk in heard for i in chunk.token_ids)
-                text = "".join(chunk.text for chunk in heard)
-                reply = TextPart(text) if stops else TokensPart(tokens)
-                self.messages += [question, Message("assistant", (reply,))]
+            self._remember(question, heard, stops=stops)
+
+    def _remember(self, question: Message, heard: Sequence[Chunk], *, stops: bool) -> None:
+        if heard:
+            # The tokens themselves go back, so that the cache fits. Only a stop text, which is cut
+            # out of the text but not out of the tokens, makes the text speak.
+            tokens = tuple(i for chunk in heard for i in chunk.token_ids)
+            text = "".join(chunk.text for chunk in heard)
+            reply = TextPart(text) if stops else TokensPart(tokens)
+            self.messages += [question, Message("assistant", (reply,))]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.engine.scheduler import MAX_RUNNING, Scheduler
 from mlx_qwenvl.engine.stops import end_ids
 from mlx_qwenvl.engine.stores import Stores, disk_folder
+from mlx_qwenvl.engine.turnstile import Turnstile
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import DEFAULT_LIMITS, ImageSource, MediaLimits
@@ -58,6 +60,8 @@ from mlx_qwenvl.weights.topology import Topology
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mlx_qwenvl.engine.asker import Asker
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +190,7 @@ class QwenVL:
         self.stores = stores or Stores.of(model)
         self.draft = draft
         self.load_s = load_s
+        self.turnstile = Turnstile()
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = end_ids(generation, tokenizer)
         self.grammars = Compiler(tokenizer, self.end_ids, model.config.text.vocab_size)
@@ -248,6 +253,43 @@ class QwenVL:
         built = self.prompt(turns, read)
         return self._answer(built, read, watch)
 
+    async def agenerate(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        messages: str | Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """Answer a question without holding up the event loop (`docs/async.md`).
+
+        Questions asked at once are answered side by side. Cancelling the task ends the answer
+        within a token. Arguments and errors are those of `generate`.
+        """
+        watch = Stopwatch(self.load_s)
+        read = read_options(options, self.sampling)
+        turns = question_messages(prompt, images, messages, system)
+        chunks = [chunk async for chunk in self._hear(turns, read, watch)]
+        return Reply.of(chunks, self.name, sources_of(turns))
+
+    def astream(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        messages: str | Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[Chunk, None]:
+        """Answer a question piece by piece, for `async for`; otherwise as `agenerate`.
+
+        Leaving the loop ends the answer.
+        """
+        watch = Stopwatch(self.load_s)
+        read = read_options(options, self.sampling)
+        return self._hear(question_messages(prompt, images, messages, system), read, watch)
+
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation that remembers its pictures and computes nothing twice.
 
@@ -296,15 +338,19 @@ class QwenVL:
         """
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
         built = self.prompt(question_messages(prompt, images, messages, system), options)
-        check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
-        filled = prefill(
-            self.model,
-            Conversation(self.model),
-            built,
-            step=options.prefill_step,
-            all_logits=True,
-        )
-        return np.array(filled.logits[0].astype(mx.float32))
+
+        def compute() -> np.ndarray:
+            check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
+            filled = prefill(
+                self.model,
+                Conversation(self.model),
+                built,
+                step=options.prefill_step,
+                all_logits=True,
+            )
+            return np.array(filled.logits[0].astype(mx.float32))
+
+        return self.turnstile.step(compute)
 
     def open(
         self, part: ImagePart, options: Options, limits: MediaLimits = DEFAULT_LIMITS
@@ -354,11 +400,35 @@ class QwenVL:
         watch.reading_s = time.perf_counter() - watch.called
         stores = self.stores if options.cache else Stores.of(self.model, 0, 0)
         check_answer(self.model, prompt, options, stores, self.stores)
-        return self._in_conversation(prompt, stores, options, watch)
+        return self._in_steps(self._in_conversation(prompt, stores, options, watch))
+
+    def _hear(
+        self, turns: Sequence[Message], options: Options, watch: Stopwatch
+    ) -> AsyncGenerator[Chunk, None]:
+        def prepare() -> Prompt:
+            if options.grammar is not None:
+                self.grammars.compile(options.grammar)
+            return self.prompt(turns, options)
+
+        return self._asker.listen(prepare, options, watch)
+
+    @cached_property
+    def _asker(self) -> Asker:
+        from mlx_qwenvl.engine.asker import Asker  # asyncio is for those who wait in a loop
+
+        return Asker(self.scheduler, self.stores, self.turnstile)
+
+    def _in_steps(self, chunks: Generator[Chunk, None, None]) -> Iterator[Chunk]:
+        """The same, computed while no other thread computes."""
+        try:
+            while (chunk := self.turnstile.step(lambda: next(chunks, None))) is not None:
+                yield chunk
+        finally:
+            self.turnstile.step(chunks.close)
 
     def _in_conversation(
         self, prompt: Prompt, stores: Stores, options: Options, watch: Stopwatch
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Answer in a kept conversation, and keep it also where the answer is broken off."""
         kv = options.kv.for_heads(self.config.text.head_dim)
         conversation = stores.prefixes.take(prompt, kv)

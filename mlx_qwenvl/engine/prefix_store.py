@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import mlx.core as mx
+
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.prefix_disk import BLOCK, PrefixDisk
 from mlx_qwenvl.inputs.prompt import Prompt
@@ -78,6 +80,8 @@ class PrefixStore:
         conversation.settle()
         if conversation.length == 0:
             return
+        # Another thread may take it, and what is not under way can be computed in this one alone.
+        mx.async_eval([layer.state for layer in conversation.cache])
         if self._disk is not None:
             self._disk.save(conversation)
         if self._limit == 0:
