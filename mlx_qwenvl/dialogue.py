@@ -6,9 +6,12 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from mlx_qwenvl.engine import shown
 from mlx_qwenvl.engine.answer import Stopwatch
 from mlx_qwenvl.engine.options import CallOptions, Options, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
+from mlx_qwenvl.grounding.boxes import without_marks
+from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart, user_message
 
@@ -29,6 +32,15 @@ class Chat:
     def __init__(self, vlm: QwenVL, system: str | None) -> None:
         self._vlm = vlm
         self.messages = [] if system is None else [Message("system", (TextPart(system),))]
+
+    def __repr__(self) -> str:
+        """How long it is, and whom it is with."""
+        questions = sum(message.role == "user" for message in self.messages)
+        return f"Chat({self._vlm.name!r}, {questions} question{'s' * (questions != 1)})"
+
+    def _repr_markdown_(self) -> str:
+        """The conversation as a notebook shows it, with its pictures."""
+        return shown.joined([block for turn in self.messages for block in self._shown(turn)])
 
     def ask(
         self,
@@ -98,6 +110,21 @@ class Chat:
                     yield chunk
         finally:
             self._remember(question, heard, stops=bool(read.stop))
+
+    def _shown(self, turn: Message) -> list[str]:
+        pictures, text = list[ImagePatches](), ""
+        for part in turn.parts:
+            if isinstance(part, TextPart):
+                text += part.text
+            elif isinstance(part, TokensPart):
+                text += self._vlm.tokenizer.decode(list(part.token_ids))
+            elif isinstance(part.source, ImagePatches):
+                pictures.append(part.source)
+        return [
+            f"**{turn.role}**",
+            shown.views_markdown(pictures),
+            shown.safe_markdown(without_marks(text)),
+        ]
 
     def _opened(self, message: Message, options: Options) -> Message:
         """The message with its pictures as patches: a file may change, the past may not."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.facts import DEFAULT_CONTEXT, KV_8BIT, Facts, backend_here, find_facts, located
-from mlx_qwenvl.sizes import in_bytes
+from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.describe import Part
 from mlx_qwenvl.weights.memory import (
@@ -157,8 +157,8 @@ def _weights(facts: Facts) -> Iterator[str]:
     for part in described.parts:
         bits = f"{part.bits_per_weight:.2f}"
         size = in_bytes(part.stored_bytes)
-        yield row(part.name, _count(part.parameters), size, bits, _formats(part))
-    total = _count(described.parameters), in_bytes(described.stored_bytes)
+        yield row(part.name, in_numbers(part.parameters), size, bits, _formats(part))
+    total = in_numbers(described.parameters), in_bytes(described.stored_bytes)
     yield row("all", *total, f"{described.bits_per_weight:.2f}", "").rstrip()
     for part in described.parts:
         for name in part.dense:
@@ -224,13 +224,6 @@ def _ceilings(facts: Facts) -> Iterator[str]:
         first = tokens_per_second(described, 0, bandwidth)
         later = tokens_per_second(described, context, bandwidth)
         yield f"{chip:<22}{bandwidth:>7g}{first:>10.0f}{later:>10.0f}"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return str(number)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bytes in words."""
+"""Bytes and other large numbers in words."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ def in_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count} B"
+
+
+def in_numbers(count: int) -> str:
+    """A number with three digits or more and a letter, such as "2.21 B"."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)

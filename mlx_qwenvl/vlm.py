@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwenvl.dialogue import Chat
+from mlx_qwenvl.engine import shown
 from mlx_qwenvl.engine.answer import Stopwatch, answer
 from mlx_qwenvl.engine.compiler import Compiler
 from mlx_qwenvl.engine.conversation import Conversation
@@ -48,10 +49,12 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.identity import model_identity
 from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
+from mlx_qwenvl.weights.loaded import look_at
 from mlx_qwenvl.weights.memory import weight_bytes
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
@@ -201,9 +204,29 @@ class QwenVL:
         return self.model.config
 
     def __repr__(self) -> str:
-        """Name and size, for notebooks."""
-        text = self.config.text
-        return f"QwenVL({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size})"
+        """Name, size and place."""
+        told = dict(self._facts())
+        return (
+            f"QwenVL({self.name!r}, {told['parameters']} parameters in {told['weights']}, "
+            f"{told['memory']} on {told['device']}, context of {told['context']})"
+        )
+
+    def _repr_markdown_(self) -> str:
+        """What is loaded, as a notebook shows it."""
+        kept = ("kept of earlier questions", in_bytes(self.stores.nbytes))
+        heading = f"**QwenVL** {shown.safe_markdown(self.name)}"
+        return shown.joined([heading, shown.table_markdown([*self._facts(), kept])])
+
+    def _facts(self) -> list[tuple[str, str]]:
+        loaded, device = look_at(self.model), mx.default_device()
+        chip = f" ({mx.device_info().get('device_name')})" if device == mx.gpu else ""
+        return [
+            ("parameters", in_numbers(loaded.parameters)),
+            ("weights", loaded.formats),
+            ("memory", in_bytes(loaded.nbytes)),
+            ("device", f"the {device.type.name.upper()}{chip}"),
+            ("context", f"{self.config.text.max_position_embeddings} tokens"),
+        ]
 
     def generate(
         self,

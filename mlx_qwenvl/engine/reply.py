@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from mlx_qwenvl.engine import shown
 from mlx_qwenvl.errors import MediaError, PromptError
-from mlx_qwenvl.grounding.boxes import Box, find_boxes
+from mlx_qwenvl.grounding.boxes import Box, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import draw_boxes
 from mlx_qwenvl.grounding.frame import Frame
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.sizes import in_bytes
 
 FinishReason = Literal["stop", "length"]
 
@@ -241,6 +243,38 @@ class Reply:
         if picture is None or picture.size != seen.source_size:
             return seen.to_image().resize(seen.source_size, Image.Resampling.BICUBIC)
         return picture
+
+    def _repr_markdown_(self) -> str:
+        """The answer as a notebook shows it, below its pictures and above its figures."""
+        if self.boxes:
+            pictures = shown.picture_markdown(self._drawn_small(), shown.DRAWN_SIDE)
+        else:
+            pictures = shown.views_markdown(self.pictures)
+        text = shown.safe_markdown(without_marks(self.text))
+        return shown.joined([pictures, text, shown.small_line(self._figures())])
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture with its boxes, where the answer points at something."""
+        return shown.png_of(self._drawn_small()) if self.boxes else None
+
+    def _drawn_small(self) -> Image.Image:
+        """The picture with its boxes, of a size for notebooks."""
+        picture = self._original(self.boxes[-1].image).copy()  # it may be the caller's own
+        picture.thumbnail((shown.DRAWN_SIDE, shown.DRAWN_SIDE))
+        return self.draw(on=picture)
+
+    def _figures(self) -> list[str]:
+        usage, timings = self.usage, self.timings
+        cached = f", {usage.cached_tokens} of them cached" if usage.cached_tokens else ""
+        return [
+            self.model,
+            f"{usage.prompt_tokens} prompt tokens{cached}",
+            f"{usage.completion_tokens} answer tokens",
+            f"first token after {timings.time_to_first_token_s:.2f} s",
+            f"{timings.completion_tokens_per_s:.1f} tokens/s",
+            f"peak {in_bytes(self.peak_memory_bytes)}",
+            *(["cut off at max_tokens"] if self.finish_reason == "length" else []),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The reply as the command line's `--json` prints it; `boxes` only where it has some."""
