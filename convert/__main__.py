@@ -18,8 +18,6 @@ from .convert import DTYPES, Outcome, Wishes, convert
 from .dequantize import dequantize
 from .draft import how_to_go_on
 from .progress import on_terminal
-from .publishing.share import share
-from .publishing.upload import stored_token
 from .reporting.report import report, write_report
 from .summary import summary
 
@@ -90,6 +88,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.upload is not None:
         if arguments.single_file:
             raise OptionError("--upload sends a folder; it does not go with --single-file")
+        # Imported late: the Hub's client takes half a second, which only --upload needs.
+        from .publishing.upload import stored_token
+
         stored_token()  # told now rather than after hours
     if arguments.output is None:
         return _upload_only(arguments)
@@ -126,6 +127,8 @@ def _upload_only(arguments: argparse.Namespace) -> int:
 
 
 def _upload(arguments: argparse.Namespace, folder: Path) -> None:
+    from .publishing.share import share
+
     address = share(
         folder, arguments.upload, private=arguments.private, progress=sys.stderr.isatty()
     )

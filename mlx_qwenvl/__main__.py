@@ -6,20 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from mlx_qwenvl.command import EXIT_ERROR, EXIT_OK, EXIT_USAGE
-
-COMMANDS = {
-    "generate": ("mlx_qwenvl.generate", "answer a question about pictures"),
-    "chat": ("mlx_qwenvl.chat", "talk about pictures in the terminal"),
-    "batch": ("mlx_qwenvl.batch", "ask one question about many pictures"),
-    "use": ("mlx_qwenvl.use", "choose the model that answers when none is named"),
-    "convert": ("mlx_qwenvl.convert.__main__", "write a quantized copy of a model"),
-    "info": ("mlx_qwenvl.info", "what a model consists of, and what it needs"),
-    "bench": ("mlx_qwenvl.bench", "how fast a model answers on this machine"),
-    "serve": ("mlx_qwenvl.server.__main__", "answer over HTTP, as OpenAI's API does"),
-    "doctor": ("mlx_qwenvl.doctor", "what works here, as text to paste into a report"),
-    "completion": ("mlx_qwenvl.completion", "a script that completes commands in a shell"),
-}
+from mlx_qwenvl.command import COMMANDS, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         print("usage: mlx-qwenvl COMMAND ...\n")
         for name, (_, purpose) in COMMANDS.items():
-            print(f"  {name:<10}{purpose}")
+            print(f"  {name:<12}{purpose}")
         return EXIT_OK if arguments else EXIT_USAGE
     if arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)

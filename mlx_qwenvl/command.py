@@ -1,4 +1,4 @@
-"""What all command lines share: one-line errors, exit codes, and the choice of the model.
+"""What all command lines share: their names, one-line errors, exit codes.
 
 stdout carries the answer alone; everything else goes to stderr.
 """
@@ -16,6 +16,20 @@ from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
 from mlx_qwenvl.weights.resolve import DOWNLOAD_THREAD
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+# By name: the module, which has `parser()` and `main(argv)`, and what it is for.
+COMMANDS = {
+    "generate": ("mlx_qwenvl.generate", "answer a question about pictures"),
+    "chat": ("mlx_qwenvl.chat", "talk about pictures in the terminal"),
+    "batch": ("mlx_qwenvl.batch", "ask one question about many pictures"),
+    "use": ("mlx_qwenvl.use", "choose the model that answers when none is named"),
+    "convert": ("mlx_qwenvl.convert.__main__", "write a quantized copy of a model"),
+    "info": ("mlx_qwenvl.info", "what a model consists of, and what it needs"),
+    "bench": ("mlx_qwenvl.bench", "how fast a model answers on this machine"),
+    "serve": ("mlx_qwenvl.server.__main__", "answer over HTTP, as OpenAI's API does"),
+    "doctor": ("mlx_qwenvl.doctor", "what works here, as text to paste into a report"),
+    "completion": ("mlx_qwenvl.completion", "a script that completes commands in a shell"),
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -30,8 +30,8 @@ PROGRAM = "mlx-qwenvl info"
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = Parser(
         prog=PROGRAM,
         description="Tell what a model is, how large it is, and what it needs to run.",
@@ -44,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
     p.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
     p.add_argument("--verify", action="store_true", help="check the weight files' SHA-256 instead")
-    arguments = p.parse_args(argv)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = parser().parse_args(argv)
     return run(lambda: _verify(arguments) if arguments.verify else _tell(arguments), PROGRAM)
 
 

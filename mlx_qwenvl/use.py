@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,22 @@ from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES, resolve_model
 PROGRAM = "mlx-qwenvl use"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = Parser(
         prog=PROGRAM,
         description=f"Choose the model that answers when none is named (${VARIABLE} goes first).",
         epilog=f"Short names: demo, {', '.join(SHORT_NAMES)}.",
     )
-    p.add_argument("name", nargs="?", help="a name or folder; without it, tell the choice")
-    arguments = p.parse_args(argv)
+    p.add_argument(
+        "name", nargs="?", metavar="NAME|DIR", help="what to choose; without it, tell the choice"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = parser().parse_args(argv)
     return run(lambda: _use(arguments.name), PROGRAM)
 
 

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from mlx_qwenvl.command import EXIT_OK, announce_demo, run
+from mlx_qwenvl.command import EXIT_OK, Parser, announce_demo, run
 from mlx_qwenvl.errors import QwenVLError
 from mlx_qwenvl.vlm import QwenVL, load
 from mlx_qwenvl.weights.resolve import DEMO
 
+from . import options
+
 PROGRAM = "mlx-qwenvl serve"
+
+
+def parser() -> Parser:
+    """The command line."""
+    return options.parser(PROGRAM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: _serve(arguments), PROGRAM)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings, loading = options.read(arguments)
     try:
-        from .options import parser, read
+        # Imported late: it needs what the extra brings, which --help does not.
         from .process import serve
     except ImportError as error:
-        missing = error.name
+        raise QwenVLError(
+            f"the server needs {error.name}; pip install 'mlx-qwenvl[server]'"
+        ) from None
+    if arguments.model is None and loading.model == DEMO:
+        announce_demo()
 
-        def explain() -> int:
-            raise QwenVLError(f"the server needs {missing}; pip install 'mlx-qwenvl[server]'")
+    def open_model() -> QwenVL:
+        return load(**asdict(loading), progress=sys.stderr.isatty())
 
-        return run(explain, PROGRAM)
-    arguments = parser(PROGRAM).parse_args(argv)
-
-    def body() -> int:
-        settings, loading = read(arguments)
-        if arguments.model is None and loading.model == DEMO:
-            announce_demo()
-
-        def open_model() -> QwenVL:
-            return load(**asdict(loading), progress=sys.stderr.isatty())
-
-        serve(open_model, settings, loading.model)
-        return EXIT_OK
-
-    return run(body, PROGRAM)
+    serve(open_model, settings, loading.model)
+    return EXIT_OK
 
 
 if __name__ == "__main__":
