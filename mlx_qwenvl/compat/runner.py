@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from mlx_qwenvl.compat.answering import Answering
 from mlx_qwenvl.compat.requests import NO_AGENT, ChatCompletionRequest, CompletionRequest
-from mlx_qwenvl.compat.responses import (
-    ChatCompletionChunkResponse,
-    ChatCompletionResponse,
-    CompletionResponse,
-)
+from mlx_qwenvl.compat.responses import CompletionResponse
 from mlx_qwenvl.compat.said import ignored, refused, settle
 from mlx_qwenvl.compat.which import Which
 from mlx_qwenvl.vlm import QwenVL, load
@@ -98,10 +94,12 @@ class Runner:
         """The model with its own API, to go on with."""
         return self.answering.vlm
 
-    def send_chat_completion_request(
-        self, request: ChatCompletionRequest
-    ) -> ChatCompletionResponse | Iterator[ChatCompletionChunkResponse]:
-        """Answer a conversation; with `stream=True`, piece by piece.
+    def send_chat_completion_request(self, request: ChatCompletionRequest) -> Any:
+        """Answer a conversation.
+
+        Returns:
+            A `ChatCompletionResponse`; of a request with `stream=True` an iterator of
+            `ChatCompletionChunkResponse`. Programs know which they asked for, type checkers do not.
 
         Raises:
             QwenVLError: As `QwenVL.generate` raises.
