@@ -338,6 +338,18 @@ def test_counts_add_up_and_an_answer_may_be_cut(runner: Runner) -> None:
     )
 
 
+def test_usage_prints_as_there() -> None:
+    usage = Usage(24, 12_345_678, 12_345_702, 51.5, 120.25, 30.0, 0.125, 0.1, 0.025)
+    first, *lines, last = str(usage).splitlines()
+    assert (first, last) == ("Usage {", "}")
+    assert lines[:4] == [
+        "    completion_tokens: 24,",
+        "    prompt_tokens: 12345678,",
+        "    total_tokens: 12345702,",
+        "    avg_tok_per_sec: 51.5,",
+    ]
+
+
 def test_several_choices_share_a_prompt(runner: Runner) -> None:
     one = ask(runner).usage
     response = ask(runner, n_choices=2)

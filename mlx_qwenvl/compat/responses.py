@@ -62,7 +62,11 @@ class Usage:
         )
 
     def __str__(self) -> str:
-        lines = (f"    {f.name}: {getattr(self, f.name):.7g},\n" for f in fields(self))
+        figures = ((f.name, getattr(self, f.name)) for f in fields(self))
+        lines = (
+            f"    {name}: {value if isinstance(value, int) else format(value, '.7g')},\n"
+            for name, value in figures
+        )
         return f"Usage {{\n{''.join(lines)}}}"
 
 
