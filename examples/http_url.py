@@ -33,4 +33,6 @@ try:
     )
 except openai.APIConnectionError:
     sys.exit(f"nothing listens at {BASE_URL}; first: mlx-qwenvl serve --model 2b --port 1234")
+except openai.APIStatusError as error:
+    sys.exit(error.message)
 print(completion.choices[0].message.content)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwenvl.errors import FetchError
 from mlx_qwenvl.inputs import fetch
 from server import options
 from server.settings import Settings
@@ -138,6 +139,19 @@ def test_without_a_server_a_script_says_how_to_start_it(
     source = (EXAMPLES / name).read_text(encoding="utf-8")
     assert f"    mlx-qwenvl serve {command}\n" in source
     options.parser("serve").parse_args(command.split())
+
+
+def test_a_picture_that_cannot_be_fetched_is_one_line(
+    script: Callable[..., str], live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="openai is not installed: pip install '.[clients]'")
+
+    def fail(url: str, **_: object) -> bytes:
+        raise FetchError(f"{url}: the host name does not resolve")
+
+    monkeypatch.setattr(fetch, "fetch", fail)
+    with pytest.raises(SystemExit, match=r"^Error code: 400 - .*: the host name does not resolve$"):
+        script("http_url.py", live.v1)
 
 
 def test_a_server_without_a_folder_says_so_through_the_script(
