@@ -122,24 +122,25 @@ class Together:
             return [(Asked(image), as_fault(error))]
 
     def _take(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> Iterator[Outcome]:
-        """Take the next open picture where its questions are next, and wait where nothing else is.
+        """Take open pictures as long as there are places, and wait where there is nothing else.
 
         The first answer waits for a second question. A lone answer works in its own cache, where
         nobody who comes later finds the beginning that all questions have in common; in a crowd it
         is found by all, and so computed once.
         """
-        if self._waiting or ahead.is_done:
-            return
-        made = ahead.take(0 if self._may_step(ahead) else LISTENING_S)
-        for asked, prepared in made or ():
-            if isinstance(prepared, Prompt):
-                self._waiting.append(_Open(asked, prepared))
-            else:
-                yield asked, prepared
+        while self.unanswered <= self._max_running and not ahead.is_done:
+            made = ahead.take(0 if self._may_step(ahead) else LISTENING_S)
+            if made is None:
+                return
+            for asked, prepared in made:
+                if isinstance(prepared, Prompt):
+                    self._waiting.append(_Open(asked, prepared))
+                else:
+                    yield asked, prepared
 
     def _may_step(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> bool:
         enough = self._begun or self.unanswered > 1 or ahead.is_done
-        return enough and not self._scheduler.is_idle
+        return enough and self.unanswered > 0
 
     def _add(self) -> Iterator[Outcome]:
         """Queue questions, one more than can be answered at once."""
