@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mlx_qwenvl.bars import bar
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, announce_demo, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -245,20 +246,8 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from tqdm import tqdm
-
-    bar = tqdm(desc="reading", unit=" tokens", leave=False, delay=1.0)
-
-    def advance(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    try:
+    with bar("reading", "tokens") as advance:
         yield advance
-    finally:
-        bar.close()
 
 
 def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool:

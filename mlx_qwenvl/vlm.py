@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwenvl.bars import bar
 from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine import shown
 from mlx_qwenvl.engine.answer import Stopwatch, answer
@@ -100,7 +102,8 @@ def load(
         disk_cache_bytes: Bytes to keep there at most.
         draft: A smaller model of the same vocabulary that proposes tokens for this one to verify;
             the answers stay this one's (`docs/speed.md`).
-        progress: Show a bar on stderr while downloading.
+        progress: Show bars while downloading, while loading, and later while a long prompt is
+            read: widgets in notebooks that have them, else text on stderr.
 
     Raises:
         ModelNotFound: The name leads to no model.
@@ -133,7 +136,12 @@ def load(
         target = DTYPES[dtype] if dtype in DTYPES else device_dtype(bundle.tensors.values())
         check_weights(weight_bytes(bundle.tensors, config.text, target.size, plan.formats))
         network = load_model(
-            bundle.tensors, config, processor.normalization, dtype=dtype, plan=plan
+            bundle.tensors,
+            config,
+            processor.normalization,
+            dtype=dtype,
+            plan=plan,
+            progress=progress,
         )
         disk = None
         if outliving is not None:
@@ -153,9 +161,11 @@ def load(
     log.info("fused steps: %s", network.ops.name)
     stores = Stores.of(network, prefix_bytes, feature_bytes, disk)
     load_s = time.perf_counter() - begin
-    return QwenVL(
+    vlm = QwenVL(
         name, network, tokenizer, template, processor, generation, load_s, stores, drafting
     )
+    vlm.progress = progress
+    return vlm
 
 
 class QwenVL:
@@ -171,6 +181,10 @@ class QwenVL:
         load_s: Seconds that loading took.
         stores: What is kept of earlier questions; by default new ones with the usual bounds.
         draft: A model that proposes tokens, and what it keeps of earlier questions.
+
+    Attributes:
+        progress: Whether to show a bar while a long prompt is read, where the caller has no
+            `on_prefill` of its own. Answers for event loops show none: several are read at once.
     """
 
     def __init__(
@@ -193,6 +207,7 @@ class QwenVL:
         self.stores = stores or Stores.of(model)
         self.draft = draft
         self.load_s = load_s
+        self.progress = False
         self.turnstile = Turnstile()
         self.sampling = checkpoint_sampling(generation)
         self.end_ids = end_ids(generation, tokenizer)
@@ -455,19 +470,21 @@ class QwenVL:
         """Answer in a kept conversation, and keep it also where the answer is broken off."""
         kv = options.kv.for_heads(self.config.text.head_dim)
         conversation = stores.prefixes.take(prompt, kv)
+        shows = self.progress and options.on_prefill is None
         try:
-            yield from answer(
-                self.model,
-                self.tokenizer,
-                conversation,
-                prompt,
-                stores.features,
-                options,
-                self.end_ids,
-                watch,
-                self._drafting(options),
-                None if options.grammar is None else self.grammars.start(options.grammar),
-            )
+            with bar("reading", "tokens") if shows else nullcontext() as advance:
+                yield from answer(
+                    self.model,
+                    self.tokenizer,
+                    conversation,
+                    prompt,
+                    stores.features,
+                    replace(options, on_prefill=advance) if shows else options,
+                    self.end_ids,
+                    watch,
+                    self._drafting(options),
+                    None if options.grammar is None else self.grammars.start(options.grammar),
+                )
         except (GeneratorExit, KeyboardInterrupt):
             stores.prefixes.put(conversation)
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_qwenvl.bars import bar
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
 from mlx_qwenvl.kernels.ops import choose_ops
@@ -31,6 +33,7 @@ def load_model(
     *,
     dtype: str | None = None,
     plan: Plan | None = None,
+    progress: bool = False,
 ) -> Qwen2VL:
     """Load stored weights, ready to run.
 
@@ -44,6 +47,7 @@ def load_model(
         dtype: "float32", "float16" or "bfloat16" for weights and activations; by default what
             suits the device (see `device_dtype`).
         plan: What to quantize; the weights must be dense then.
+        progress: Show a bar, where it takes longer than a moment.
 
     Raises:
         CheckpointError: Weights are missing, broken, superfluous or of another shape.
@@ -56,9 +60,12 @@ def load_model(
     model.merge_projections()
     # One layer at a time, so that no more than one layer is held in two forms.
     parts: list[nn.Module] = [*model.visual.blocks, *model.layers, model]
-    for part in parts:
-        mx.eval(part.parameters())
-        mx.clear_cache()
+    with bar("loading", "layers") if progress else nullcontext() as advance:
+        for done, part in enumerate(parts, start=1):
+            mx.eval(part.parameters())
+            mx.clear_cache()
+            if advance is not None:
+                advance(done, len(parts))
     return model
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from mlx_qwenvl.bars import choose_tqdm
 from mlx_qwenvl.errors import ModelNotFound
 
 DEMO = "demo"
@@ -44,6 +45,7 @@ def resolve_model(name: str, variant: str | None = None, *, progress: bool = Fal
     if path is not None:
         return path
     repository = repository_of(name)
+    choose_tqdm()  # the Hub's client would have it warn
     # Imported late: the Hub's client costs a tenth of a second that a folder does not need.
     from mlx_qwenvl.weights.hub import cached, download
 
