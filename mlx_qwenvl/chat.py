@@ -1,1 +1,135 @@
-"""`mlx-qwenvl chat`."""
+"""`mlx-qwenvl chat`: talk about pictures in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_qwenvl.chatting.screen import PlainScreen, Screen
+from mlx_qwenvl.chatting.session import Session
+from mlx_qwenvl.chatting.talk import Talk
+from mlx_qwenvl.chatting.typed import PlainPrompt, Prompt
+from mlx_qwenvl.command import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    Parser,
+    announce_demo,
+    run,
+)
+from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
+from mlx_qwenvl.vlm import QwenVL, load
+from mlx_qwenvl.weights.choice import default_model
+from mlx_qwenvl.weights.resolve import DEMO
+
+PROGRAM = "mlx-qwenvl chat"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(
+        prog=PROGRAM,
+        description="Talk about pictures. Lines that are piped in are answered on stdout.",
+        epilog="\\help lists what can be typed; docs/chat.md explains it.",
+    )
+    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
+    p.add_argument("--system", metavar="TEXT", help="system message; by default the model's own")
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH|URL|data:...",
+        help="a picture for the first question; repeat for more",
+    )
+    p.add_argument("--load", metavar="FILE", help="go on with a conversation that \\save kept")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
+    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--top-k", type=int, metavar="K")
+    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
+    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
+    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
+    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
+    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
+    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
+    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
+    p.add_argument("--dtype", help="float32, float16 or bfloat16")
+    p.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: _chat(arguments), PROGRAM)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    read_options(options, GREEDY)  # refuses bad options before the model is loaded
+    name = default_model() if arguments.model is None else arguments.model
+    vlm = load(
+        name,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        topology=arguments.topology,
+        variant=arguments.variant,
+        draft=arguments.draft,
+        progress=sys.stderr.isatty(),
+    )
+    if arguments.model is None and name == DEMO:
+        announce_demo()
+    prompt, screen = _terminal(arguments)
+    talk = Talk(
+        Session(vlm, options, arguments.system),
+        screen,
+        lambda other: _load_other(other, arguments.dtype),
+        can_edit=prompt.can_edit,
+    )
+    if arguments.load is not None:
+        talk.load_saved(Path(arguments.load).expanduser(), options)
+    for source in arguments.image:
+        talk.attach(source)
+    return _talk(talk, prompt)
+
+
+def _talk(talk: Talk, prompt: Prompt) -> int:
+    """Read and answer until the end."""
+    while (line := prompt.read(talk.draft)) is not None:
+        if not talk.take(line):
+            break
+        if talk.is_stopped and not prompt.is_interactive:
+            return EXIT_INTERRUPTED
+    return EXIT_ERROR if talk.failures and not prompt.is_interactive else EXIT_OK
+
+
+def _terminal(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
+    return PlainPrompt(), PlainScreen()
+
+
+def _load_other(name: str, dtype: str | None) -> QwenVL:
+    return load(name, dtype=dtype, progress=sys.stderr.isatty())
+
+
+def _options(arguments: argparse.Namespace) -> CallOptions:
+    options: CallOptions = {
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "seed": arguments.seed,
+        "min_pixels": arguments.min_pixels,
+        "max_pixels": arguments.max_pixels,
+        "kv_bits": arguments.kv_bits,
+    }
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

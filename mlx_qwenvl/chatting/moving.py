@@ -1,0 +1,52 @@
+"""A conversation told to another model: its words read anew, its pictures shown anew."""
+
+from __future__ import annotations
+
+from mlx_qwenvl.chatting.picture import Picture
+from mlx_qwenvl.chatting.session import Session
+from mlx_qwenvl.engine.options import Options, read_options
+from mlx_qwenvl.errors import MediaError
+from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
+from mlx_qwenvl.vlm import QwenVL
+
+
+def moved(session: Session, vlm: QwenVL) -> tuple[list[Message], dict[bytes, Picture]]:
+    """The turns as another model takes them, and the originals of their pictures.
+
+    Args:
+        session: The conversation.
+        vlm: The other model.
+    """
+    options = read_options(session.options, vlm.sampling)
+    same_words = vlm.tokenizer.vocabulary == session.vlm.tokenizer.vocabulary
+    originals: dict[bytes, Picture] = {}
+
+    def part_of(part: Part) -> Part:
+        if isinstance(part, TokensPart) and not same_words:
+            return TextPart(session.vlm.tokenizer.decode([*part.token_ids]))
+        if not isinstance(part, ImagePart) or not isinstance(part.source, ImagePatches):
+            return part
+        given = session.originals.get(part.source.digest)
+        cut = _shown_to(vlm, part.source, given, options)
+        if given is not None:
+            originals[cut.digest] = given
+        return ImagePart(cut)
+
+    messages = [
+        Message(turn.role, tuple(part_of(part) for part in turn.parts), turn.tool_calls)
+        for turn in session.chat.messages
+    ]
+    return messages, originals
+
+
+def _shown_to(
+    vlm: QwenVL, seen: ImagePatches, given: Picture | None, options: Options
+) -> ImagePatches:
+    """A picture as a model takes it, from the original where there is one."""
+    if given is not None:
+        try:
+            return vlm.open(ImagePart(given), options)
+        except MediaError:  # as of a saved file that somebody has changed
+            pass
+    return vlm.open(ImagePart(seen.to_image()), options)
