@@ -1,36 +1,52 @@
-"""Pictures in files, drawn with the demo's own generator."""
+"""Pictures in files, drawn with the demo's own generator, and what the demo says alone."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from examples.train_demo.scenes import draw_shapes
+from mlx_qwenvl import QwenVL
 
 COUNT = "How many shapes are there?"
-NUMBERS = ("one", "two", "three", "four")  # of shapes, in the demo's words
-DrawnIn = Callable[..., list[Path]]
+NUMBERS = ("one", "two", "three")  # of shapes, in the demo's words
+GREEDY: Any = {"temperature": 0, "max_tokens": 24}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A folder of pictures.
+
+    Attributes:
+        folder: The folder.
+        paths: Its pictures by name.
+        numbers: Of shapes in each, as a word.
+        alone: The demo's greedy answer to `COUNT` about each, asked by itself from nothing.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    numbers: tuple[str, ...]
+    alone: tuple[str, ...]
 
 
 def drawn(seed: int) -> Image.Image:
-    """A picture of one to four shapes."""
+    """A picture of one to three shapes."""
     return draw_shapes(random.Random(2**41 + seed), 1 + seed % len(NUMBERS)).image
 
 
-@pytest.fixture
-def draw_in(tmp_path: Path) -> DrawnIn:
-    """Draws pictures into files of a folder and gives their paths, in the order of their names."""
-
-    def draw(count: int, folder: str = "photos", *, seed: int = 0) -> list[Path]:
-        place = tmp_path / folder
-        place.mkdir(parents=True, exist_ok=True)
-        paths = [place / f"{index:03}.png" for index in range(count)]
-        for index, path in enumerate(paths):
-            drawn(seed + index).save(path)
-        return paths
-
-    return draw
+@pytest.fixture(scope="session")
+def gallery(demo: QwenVL, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """Twelve pictures; nobody writes to them."""
+    folder = tmp_path_factory.mktemp("gallery")
+    paths = tuple(folder / f"{seed:02}.png" for seed in range(12))
+    for seed, path in enumerate(paths):
+        drawn(seed).save(path)
+    plain: Any = GREEDY | {"cache": False, "speculation": False}
+    alone = tuple(demo.generate(COUNT, images=[path], **plain).text for path in paths)
+    return Gallery(folder, paths, NUMBERS * 4, alone)
