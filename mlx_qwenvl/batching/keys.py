@@ -15,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl.batching.questions import Question
+from mlx_qwenvl.engine.fit import room_for_answer
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.vlm import QwenVL
@@ -58,17 +59,18 @@ def question_digest(vlm: QwenVL, model: bytes, question: Question, options: Opti
         options: The call's.
 
     Raises:
-        ContextError: The question alone is too long.
+        ContextError: The question leaves no room for an answer, whatever the picture.
     """
     merge = vlm.processor.geometry.merge_size
     pixels = np.zeros((merge**2, 3 * vlm.processor.geometry.patch_size**2), np.uint8)
     side = vlm.processor.geometry.factor
     grid = (1, merge, merge)
     least = ImagePatches(pixels, grid, (side, side), (side, side), vlm.processor.geometry)
-    tokens = vlm.prompt(question.about(least), options).token_ids
+    prompt = vlm.prompt(question.about(least), options)
+    room_for_answer(vlm.config, prompt, options)  # or no picture at all could be asked about
     counting = {k: v for k, v in asdict(options).items() if k not in WITHOUT_EFFECT}
     sha = hashlib.sha256(model + json.dumps(counting, sort_keys=True).encode())
-    sha.update(tokens.astype("<i4").tobytes())
+    sha.update(prompt.token_ids.astype("<i4").tobytes())
     return sha.digest()
 
 
