@@ -171,8 +171,8 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int:
     begin, counts = time.perf_counter(), job.counts
+    unit = "pictures" if total == len(images) else "answers"
     try:
-        unit = "pictures" if total == len(images) else "answers"
         with stoppable() as stops, progress(total, unit) as told:
             is_complete = job.over(images, told, stops)
     except OSError as error:
@@ -183,7 +183,7 @@ def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int
             "command goes on"
         ) from None
     seconds = time.perf_counter() - begin
-    print(_summary(counts, total, seconds), file=sys.stderr)
+    print(_summary(counts, total, seconds, unit), file=sys.stderr)
     if not is_complete:
         how = "begin anew" if file is None else "the same command goes on"
         print(f"{PROGRAM}: interrupted; {total - counts.done} are left; {how}", file=sys.stderr)
@@ -191,13 +191,14 @@ def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int
     return EXIT_ERROR if counts.failed else EXIT_OK
 
 
-def _summary(counts: Counts, total: int, seconds: float) -> str:
+def _summary(counts: Counts, total: int, seconds: float, unit: str) -> str:
     computed = counts.answered - counts.repeated
     same = f" ({counts.repeated} of them as the same picture)" if counts.repeated else ""
-    speed = f"; {computed / seconds:.1f} a second" if computed else ""
+    why = " (their lines say why)" if counts.failed else ""
+    speed = f", {computed / seconds:.3g} {unit}/s" if computed else ""
     return (
         f"{counts.answered} of {total} answered{same}, {counts.skipped} were done before, "
-        f"{counts.failed} failed; {seconds:.1f} s{speed}"
+        f"{counts.failed} failed{why}; {seconds:.1f} s{speed}"
     )
 
 

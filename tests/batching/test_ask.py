@@ -58,7 +58,7 @@ def test_pictures_come_in_every_form_and_are_given_back_as_they_came(
     demo: QwenVL, gallery: Gallery
 ) -> None:
     path = gallery.paths[0]
-    forms = [path, str(path), path.read_bytes(), Image.open(path)]
+    forms: list[ImageSource] = [path, str(path), path.read_bytes(), Image.open(path)]
     answers = list(ask_all(demo, iter(forms), COUNT, **GREEDY))
     assert {id(answer.image) for answer in answers} == set(map(id, forms))
     assert {answer.reply.text for answer in answers if answer.reply} == {gallery.alone[0]}
@@ -74,7 +74,7 @@ def test_what_all_prompts_begin_with_is_computed_once(
     demo: QwenVL, gallery: Gallery, max_running: int, prompt_first: bool
 ) -> None:
     images = gallery.paths[:6]
-    options = {"system": SYSTEM, "prompt_first": prompt_first, "max_running": max_running}
+    options: Any = {"system": SYSTEM, "prompt_first": prompt_first, "max_running": max_running}
     usages = [
         answer.reply.usage
         for answer in ask_all(demo, images, COUNT, **options, **GREEDY)

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_qwenvl import OptionError, QwenVLError
-from mlx_qwenvl.batching import lines
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import FileLines, encoded
 
@@ -134,7 +133,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return write(descriptor, data[:taken])
 
     with monkeypatch.context() as patch:
-        patch.setattr(lines.os, "write", until_full)
+        patch.setattr(os, "write", until_full)
         yield left
 
 
@@ -178,7 +177,7 @@ def test_obsolete_lines_stay_where_there_is_no_room_to_write_anew(
 
     file = tmp_path / "a"
     file.write_bytes(WHOLE)
-    monkeypatch.setattr(lines.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with FileLines(file) as opened:
         opened.drop(next(place for place, _ in opened.read()))
         list(opened.read())
