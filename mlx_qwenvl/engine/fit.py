@@ -50,7 +50,7 @@ def memory_limit() -> int | None:
     if recommended:
         return int(recommended)
     free = device.get("free_memory")  # of a GPU with memory of its own
-    free = _available() if free is None else int(free)
+    free = available_memory() if free is None else int(free)
     if free is None:
         return None
     return mx.get_active_memory() + mx.get_cache_memory() + free
@@ -270,7 +270,7 @@ def _backend(model: Qwen2VL) -> Backend:
     )
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Bytes of memory that nobody needs; None where the system does not say."""
     try:
         for line in MEMINFO.read_text().splitlines():
