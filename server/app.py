@@ -19,7 +19,7 @@ from .routes.count import count_routes
 from .routes.docs import add_docs
 from .routes.messages import message_routes
 from .routes.models import model_routes
-from .routes.page import page_routes
+from .routes.page import Page
 from .routes.responses import response_routes
 from .routes.status import status_routes
 from .settings import Settings
@@ -58,10 +58,11 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
     add_docs(app)
     app.include_router(status_routes(engine))
-    app.include_router(page_routes(engine))
+    page = Page()
+    app.include_router(page.routes(engine))
 
     app.add_middleware(_OnePath)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, is_open=page.is_asked_for)
     # The last to be added is the first to be met.
     app.add_middleware(Counting, metrics=engine.metrics)
     return app

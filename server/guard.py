@@ -14,6 +14,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,13 +54,20 @@ class Guard:
     Args:
         app: What is behind it.
         settings: The operator's.
+        is_open: Whether a request gets something that needs no key, such as the form that asks for
+            one. It is held to all else.
 
     Raises:
         OptionError: Settings that say nothing sensible about who may call.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        is_open: Callable[[Scope], bool] = lambda scope: False,
+    ) -> None:
+        self._app, self._settings, self._is_open = app, settings, is_open
         self._hosts = host_names(settings)
         self._digests = key_digests(settings.api_keys)
         pattern = origin_pattern(settings)
@@ -104,7 +112,8 @@ class Guard:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What a caller meets who may call from where it is."""
         try:
-            check_key(scope, self._digests)
+            if not self._is_open(scope):
+                check_key(scope, self._digests)
             if not has_body(scope):
                 return await self._app(scope, receive, send)
             check_content_type(scope)
