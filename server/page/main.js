@@ -17,6 +17,7 @@ let current = conversations[0] ?? newConversation();
 let attached = []; // pictures of the question that is written
 let running = null; // ends the answer that is heard
 let server = null; // what runs there
+let follows = true; // whether the end is kept in sight; whoever reads further up is left there
 
 // --- The conversation -----------------------------------------------------------------------------
 
@@ -67,7 +68,7 @@ async function answerNow() {
   notice("");
   show();
   showSend();
-  byId("messages").lastElementChild?.scrollIntoView({ block: "nearest" });
+  toEnd();
   let isDue = false;
   const trouble = await hear(message, before, settings, running.signal, () => {
     if (isDue || conversation !== current) return;
@@ -81,6 +82,7 @@ async function answerNow() {
   await keep();
   show();
   showSend();
+  if (follows) toEnd();
   say(trouble ? trouble.message : `Answer: ${byId("messages").lastElementChild?.querySelector(".body")?.textContent ?? ""}`);
   if (trouble?.status === 401) askKey();
   if (trouble?.status === 0) watch();
@@ -89,10 +91,18 @@ async function answerNow() {
 function grow(message, picture) {
   const article = byId("messages").lastElementChild;
   if (!running || !article) return;
-  const main = document.scrollingElement;
-  const isAtEnd = main.scrollHeight - main.scrollTop - main.clientHeight < 120;
   article.querySelector(".body").replaceWith(answerBody(message, picture));
-  if (isAtEnd) main.scrollTop = main.scrollHeight;
+  if (follows) toEnd();
+}
+
+function isAtEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = document.scrollingElement;
+  return scrollHeight - scrollTop - clientHeight < 120;
+}
+
+function toEnd() {
+  follows = true;
+  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
 }
 
 function again(index) {
@@ -291,7 +301,7 @@ byId("menu").addEventListener("click", () => {
   byId("menu").setAttribute("aria-expanded", String(isOpen));
 });
 byId("side-tools").append(
-  button("add", "New conversation", () => choose(newConversation()), { isWordy: true, kind: "quiet wordy" }),
+  button("add", "New chat", () => choose(newConversation()), { isWordy: true, kind: "quiet wordy" }),
   button("export", "Save this conversation as a file", save),
   button("import", "Load a conversation", load),
 );
@@ -320,6 +330,9 @@ document.addEventListener("keydown", (event) => {
   if (byId("side").classList.contains("open")) byId("menu").click();
   else running?.abort();
 });
+document.addEventListener("scroll", () => (follows = isAtEnd()));
+// A picture has its size only once it is loaded.
+byId("messages").addEventListener("load", () => follows && toEnd(), true);
 document.addEventListener("paste", (event) => {
   const files = filesOf(event.clipboardData);
   if (!files.length) return;

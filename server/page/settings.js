@@ -35,7 +35,6 @@ export class Settings {
   constructor() {
     this.values = read();
     byId("fields").append(...FIELDS.map((field) => this.#field(field)));
-    byId("reset").append();
     byId("reset").addEventListener("click", () => {
       this.values = {};
       keep(KEY, "{}");
