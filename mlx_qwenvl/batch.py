@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
-        metavar="PATH|PATTERN|DIR|URL|-",
+        metavar="PATH|DIR|URL|-",
         help="'photos/**/*.jpg', a folder, a file, a URL, or - for a list on standard input",
     )
     p.add_argument(
@@ -101,12 +101,20 @@ def parser() -> argparse.ArgumentParser:
     )
     sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
     sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--top-k", type=int, metavar="K")
-    sampling.add_argument("--min-p", type=float, metavar="P")
-    sampling.add_argument("--repetition-penalty", type=float, metavar="R")
-    sampling.add_argument("--presence-penalty", type=float, metavar="P")
-    sampling.add_argument("--frequency-penalty", type=float, metavar="F")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
+    sampling.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1: repeat less"
+    )
+    sampling.add_argument(
+        "--presence-penalty", type=float, metavar="P", help="lower what the answer said already"
+    )
+    sampling.add_argument(
+        "--frequency-penalty", type=float, metavar="F", help="lower it by each time that it did"
+    )
     sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
     p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
     p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")

@@ -50,6 +50,7 @@ TAKES = {
     "builtin|DIR": Values("pictures_dir", ("builtin",), "folders"),
     "RECIPE": Values("recipe", tuple(RECIPES)),
 }
+PATHS = {"DIR", "FILE", "PATH", "PATTERN", "PICTURE"}  # of which any may stand beside others
 DTYPE = Values("dtype", ("float32", "float16", "bfloat16"))
 
 
@@ -111,13 +112,14 @@ def _prepare(action: argparse.Action) -> None:
 
 def find_parser(name: str) -> argparse.ArgumentParser | None:
     """The parser of a command, or None where it is no part of this installation."""
-    module = COMMANDS[name][0]
+    place = COMMANDS[name][0]
     try:
-        found: argparse.ArgumentParser = importlib.import_module(module).parser()
+        module = importlib.import_module(place)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
+        if error.name is None or not place.startswith(error.name):
             raise
         return None
+    found: argparse.ArgumentParser = module.parser()
     return found
 
 
@@ -128,7 +130,7 @@ def values_of(action: argparse.Action) -> Values | None:
     if action.dest == "dtype":
         return DTYPE
     name = action.metavar if isinstance(action.metavar, str) else ""
-    is_path = action.type is Path or bool({"DIR", "FILE", "GLOB", "PATH"} & set(name.split("|")))
+    is_path = action.type is Path or bool(PATHS & set(name.split("|")))
     return TAKES.get(name, FILE if is_path else None)
 
 

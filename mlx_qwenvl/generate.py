@@ -42,19 +42,33 @@ def parser() -> argparse.ArgumentParser:
         epilog="The question may be an argument, --prompt, piped in, or joined from all.",
     )
     p.add_argument("text", nargs="*", metavar="QUESTION", help="the question")
-    p.add_argument("--image", action="append", default=[], metavar="PATH|URL|data:...|-")
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH|URL|data:...|-",
+        help="a picture; repeat it for more",
+    )
     p.add_argument("--prompt", help=f"the question; with a picture {DEFAULT_QUESTION!r}")
     p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
     p.add_argument("--system", help="system message; by default the model's own")
     p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
     sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
     sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--top-k", type=int, metavar="K")
-    sampling.add_argument("--min-p", type=float, metavar="P")
-    sampling.add_argument("--repetition-penalty", type=float, metavar="R")
-    sampling.add_argument("--presence-penalty", type=float, metavar="P")
-    sampling.add_argument("--frequency-penalty", type=float, metavar="F")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
+    sampling.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1: repeat less"
+    )
+    sampling.add_argument(
+        "--presence-penalty", type=float, metavar="P", help="lower what the answer said already"
+    )
+    sampling.add_argument(
+        "--frequency-penalty", type=float, metavar="F", help="lower it by each time that it did"
+    )
     sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
     p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
     p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
