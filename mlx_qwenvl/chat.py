@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
 from mlx_qwenvl.chatting.screen import PlainScreen, Screen
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.talk import Talk
@@ -25,6 +27,7 @@ from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl chat"
+DUMB = ("", "dumb", "unknown")  # terminals without a cursor
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,6 +62,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument("--dtype", help="float32, float16 or bfloat16")
+    p.add_argument(
+        "--preview",
+        nargs="?",
+        const="auto",
+        choices=("auto", *PROTOCOLS),
+        metavar="PROTOCOL",
+        help="show pictures in the terminal: auto, iterm2 or kitty",
+    )
     p.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
     return p
 
@@ -90,11 +101,14 @@ def _chat(arguments: argparse.Namespace) -> int:
         screen,
         lambda other: _load_other(other, arguments.dtype),
         can_edit=prompt.can_edit,
+        previews=arguments.preview is not None,
     )
     if arguments.load is not None:
         talk.load_saved(Path(arguments.load).expanduser(), options)
     for source in arguments.image:
         talk.attach(source)
+    if prompt.is_interactive:
+        screen.note(f"{vlm.name} listens; \\help lists the commands, Ctrl-D leaves")
     return _talk(talk, prompt)
 
 
@@ -109,7 +123,22 @@ def _talk(talk: Talk, prompt: Prompt) -> int:
 
 
 def _terminal(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
-    return PlainPrompt(), PlainScreen()
+    """What gives lines and what shows answers, by what stands at both ends."""
+    ends = (sys.stdin, sys.stdout)
+    is_terminal = all(end is not None and end.isatty() for end in ends)
+    if not is_terminal or os.environ.get("TERM", "dumb") in DUMB:
+        return PlainPrompt(), PlainScreen()
+    # Imported only now: both libraries take a tenth of a second that a pipe does not need.
+    from mlx_qwenvl.chatting.history import history_file
+    from mlx_qwenvl.chatting.rich_prompt import RichPrompt
+    from mlx_qwenvl.chatting.rich_screen import RichScreen
+
+    asked = arguments.preview
+    protocol = protocol_of(os.environ) if asked == "auto" else asked
+    screen = RichScreen(protocol)
+    if asked == "auto" and protocol is None:
+        screen.note("no previews: iTerm2, WezTerm, kitty and Ghostty can show pictures")
+    return RichPrompt(None if arguments.no_history else history_file()), screen
 
 
 def _load_other(name: str, dtype: str | None) -> QwenVL:
