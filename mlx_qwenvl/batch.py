@@ -181,7 +181,8 @@ def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int
     begin, counts = time.perf_counter(), job.counts
     unit = "pictures" if total == len(images) else "answers"
     try:
-        with stoppable() as stops, progress(total, unit) as told:
+        bar = progress(total, unit, beside_lines=file is None)
+        with stoppable() as stops, bar as told:
             is_complete = job.over(images, told, stops)
     except OSError as error:
         if file is None or error.errno not in NO_SPACE:

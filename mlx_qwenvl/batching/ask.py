@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_qwenvl.batching.questions import Question
-from mlx_qwenvl.batching.together import Asked, Prepared, Together, as_fault
+from mlx_qwenvl.batching.together import Asked, Prepared, Together
 from mlx_qwenvl.engine.options import CallOptions, read_options
 from mlx_qwenvl.engine.reply import Reply
 from mlx_qwenvl.engine.scheduler import MAX_RUNNING
@@ -53,7 +53,7 @@ def ask_all(
     does not grow with the number of pictures.
 
     Args:
-        vlm: The model. Nothing else may ask it meanwhile.
+        vlm: The model.
         images: Pictures, each in any form that `QwenVL.generate` takes; read as far as needed.
         prompt: The question.
         system: A system message; by default the model's own.
@@ -77,12 +77,8 @@ def ask_all(
     question = Question(prompt, system, prompt_first)
 
     def prepare(image: ImageSource) -> list[Prepared]:
-        asked = Asked(image)
-        try:
-            patches = vlm.open(ImagePart(image), read)
-            return [(asked, vlm.prompt(question.about(patches), read))]
-        except QwenVLError as error:
-            return [(asked, as_fault(error))]
+        patches = vlm.open(ImagePart(image), read)
+        return [(Asked(image), vlm.prompt(question.about(patches), read))]
 
     return _answers(Together(vlm, images, prepare, read, max_running))
 

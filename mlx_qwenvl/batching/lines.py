@@ -203,10 +203,12 @@ class FileLines:
                 os.fchmod(aside.fileno(), stat.S_IMODE(os.fstat(self._file).st_mode))
                 os.fsync(aside.fileno())
                 os.replace(draft, self.path)
-        except OSError:
+        except BaseException as error:
             if draft is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(draft)
+            if not isinstance(error, OSError):
+                raise
 
 
 def encoded(entry: Entry) -> bytes:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from mlx_qwenvl.batching.run import Counts
+from mlx_qwenvl.command import EXIT_INTERRUPTED
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-LEFT_AT_ONCE = 130  # exit code, as of a program that Ctrl-C ends
 STOPPING = b"\nstopping; what is complete is written. Ctrl-C again leaves at once\n"
 
 
@@ -31,7 +31,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
     def press(number: int, frame: FrameType | None) -> None:
         if pressed:
-            os._exit(LEFT_AT_ONCE)
+            os._exit(EXIT_INTERRUPTED)
         pressed.append(number)
         if os.isatty(2):
             os.write(2, STOPPING)  # a stream may be in the middle of something
@@ -44,14 +44,15 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[Counts], None]]:
-    """A bar on stderr where people look at it and nothing else is written there.
+def progress(total: int, unit: str, *, beside_lines: bool) -> Iterator[Callable[[Counts], None]]:
+    """A bar on stderr where people look at it.
 
     Args:
         total: How many questions there are.
         unit: What is counted.
+        beside_lines: Whether answers are written to stdout; on one terminal they would mix.
     """
-    if not sys.stderr.isatty() or sys.stdout.isatty():
+    if not sys.stderr.isatty() or (beside_lines and sys.stdout.isatty()):
         yield lambda counts: None
         return
     from tqdm import tqdm

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from mlx_qwenvl.batching.ahead import Ahead
 from mlx_qwenvl.engine.job import Failed, Job, fault_of
 from mlx_qwenvl.engine.options import Options
@@ -68,7 +70,8 @@ class Together:
     Args:
         vlm: The model.
         images: The pictures, in any form; the iterable is read as far as there is room.
-        prepare: Opens a picture and makes its questions; called in several threads at once.
+        prepare: Opens a picture and makes its questions; called in several threads at once. What it
+            raises is the error of the picture's first question.
         options: Of all answers.
         max_running: Answers decoded together at most.
 
@@ -180,6 +183,7 @@ class Together:
         log.warning("%s; going on with %d at a time", as_fault(error), self._max_running)
         self._vlm.stores.make_room(2**63)
         self._scheduler = self._vlm.scheduler(self._max_running, in_bulk=True)
+        mx.clear_cache()
         again = [_Open(opened.asked, opened.prompt) for opened in self._jobs.values()]
         self._jobs.clear()
         self._waiting.extendleft(reversed(again))

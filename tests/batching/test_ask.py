@@ -46,7 +46,7 @@ def test_shapes_are_counted_in_every_picture(demo: QwenVL, gallery: Gallery) -> 
     assert sum(right) >= 11
 
 
-@pytest.mark.parametrize("max_running", [1, 3, 8])
+@pytest.mark.parametrize("max_running", [1, 8])
 def test_greedy_answers_are_those_of_one_by_one(
     demo: QwenVL, gallery: Gallery, max_running: int
 ) -> None:

@@ -55,7 +55,7 @@ def test_killed_at_any_time_it_goes_on_and_every_picture_has_one_line(
     rng, file = random.Random(7), tmp_path / "a.jsonl"
     command = (*SLOWLY, "--images", gallery.folder, "--output", file)
     had = 0
-    for _ in range(4):
+    for _ in range(3):
         with start(*command) as process:
             wait_for_lines(file, had + rng.randint(1, 3), process)
             time.sleep(rng.random() * 0.05)
@@ -178,21 +178,31 @@ def shell(script: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["sh", "-c", script], capture_output=True, timeout=PATIENCE, env=env)
 
 
-def test_a_terminal_sees_how_far_it_is_and_how_long_it_takes(
-    gallery: Gallery, tmp_path: Path
+@pytest.mark.parametrize("to", ["file", "stdout"])
+def test_a_terminal_sees_how_far_it_is_unless_the_answers_go_there_too(
+    gallery: Gallery, tmp_path: Path, to: str
 ) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    with start(*SLOWLY, gallery.folder, "--output", tmp_path / "a", stderr=theirs) as process:
+    output = ("--output", tmp_path / "a") if to == "file" else ()
+    with subprocess.Popen(
+        [sys.executable, *map(str, (*SLOWLY, gallery.folder, *output))],
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
         os.close(theirs)
         said = read_all(ours)
         assert process.wait(PATIENCE) == 0
     os.close(ours)
+    assert said.splitlines()[-1].startswith("12 of 12 answered")
     states = re.findall(r"(\d+)%\|.*?\| (\d+)/12 \[\d+:\d+<(\S+), +(\S+) pictures/s\]", said)
+    if to == "stdout":
+        assert not states and len([json.loads(line) for line in said.splitlines()[:-1]]) == 12
+        return
     assert [int(state[1]) for state in states] == sorted(int(state[1]) for state in states)
     assert states[-1][:2] == ("100", "12")
     assert any(re.fullmatch(r"\d+:\d+", left) for _, _, left, _ in states)
-    assert said.splitlines()[-1].startswith("12 of 12 answered")
 
 
 def test_a_second_interruption_on_a_terminal_leaves_at_once(
