@@ -153,6 +153,18 @@ def _refuse_beyond(question: _Question, limit: int | None) -> None:
     )
 
 
+def vector_bytes(config: Config, tokens: int, pictures: int, backend: Backend) -> int:
+    """Bytes of features, and of token vectors before and after features take their slots.
+
+    Args:
+        config: The model's shape.
+        tokens: Of the prompt.
+        pictures: Tokens of it that are pictures'.
+        backend: What computes.
+    """
+    return (pictures + 2 * tokens) * config.text.hidden_size * backend.float_bytes
+
+
 def wire_memory() -> None:
     """Keep weights resident on a Mac, so that the first token after a pause is not slow."""
     limit = mx.device_info().get("max_recommended_working_set_size")
@@ -230,8 +242,7 @@ class _Question:
             prefill_step=self.options.prefill_step,
             kv=PLAIN if context <= kv.start else kv,
         )
-        # Features, and token vectors before and after they take their slots.
-        vectors = (pictures + 2 * tokens) * config.text.hidden_size * backend.float_bytes
+        vectors = vector_bytes(config, tokens, pictures, backend)
         held = mx.get_active_memory() - self.free - min(self.in_place, needed.kv_cache)
         return held + needed.total + vectors + self.copies * needed.kv_cache
 
