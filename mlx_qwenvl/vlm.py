@@ -56,7 +56,7 @@ from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.identity import model_identity
 from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
-from mlx_qwenvl.weights.loaded import look_at
+from mlx_qwenvl.weights.loaded import Loaded, look_at
 from mlx_qwenvl.weights.memory import weight_bytes
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
@@ -218,6 +218,11 @@ class QwenVL:
         """The model's shape."""
         return self.model.config
 
+    @property
+    def loaded(self) -> Loaded:
+        """How many weights there are, what they are kept in, and their bytes."""
+        return look_at(self.model)
+
     def __repr__(self) -> str:
         """Name, size and place."""
         told = dict(self._facts())
@@ -233,7 +238,7 @@ class QwenVL:
         return shown.joined([heading, shown.table_markdown([*self._facts(), kept])])
 
     def _facts(self) -> list[tuple[str, str]]:
-        loaded, device = look_at(self.model), mx.default_device()
+        loaded, device = self.loaded, mx.default_device()
         chip = f" ({mx.device_info().get('device_name')})" if device == mx.gpu else ""
         return [
             ("parameters", in_numbers(loaded.parameters)),
@@ -300,7 +305,7 @@ class QwenVL:
         system: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Reply:
-        """Answer a question without holding up the event loop (`docs/async.md`).
+        """Answer a question without holding up the event loop (`docs/notebooks.md`).
 
         Questions asked at once are answered side by side. Cancelling the task ends the answer
         within a token. Arguments and errors are those of `generate`.

@@ -92,8 +92,30 @@ class Kernel:
         self._client.stop_channels()
 
 
+# Runs in the kernel before the first cell, and leaves no names behind.
+ALONE = """
+def _stay_here():
+    import socket
+
+    connect, inet = socket.socket.connect, (socket.AF_INET, socket.AF_INET6)
+
+    def connect_here(self, address):
+        if self.family in inet and address[0] not in ("127.0.0.1", "::1"):
+            raise OSError(f"a notebook wants to connect to {address}")
+        return connect(self, address)
+
+    socket.socket.connect = connect_here
+
+_stay_here()
+del _stay_here
+"""
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Variables of a kernel: this checkout, no network, and all that it writes in a folder."""
+    startup = folder / "ipythondir" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "alone.py").write_text(ALONE)
     homes = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR")
     return {
         **os.environ,
@@ -107,7 +129,9 @@ def environment(folder: Path) -> dict[str, str]:
 @contextmanager
 def running_kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel that imports this checkout and writes nothing outside a folder."""
-    manager = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
+    manager = KernelManager(
+        kernel_name="python3", transport="ipc", connection_file=str(folder / "kernel.json")
+    )
     manager.start_kernel(cwd=str(folder), env=environment(folder))
     try:
         kernel = Kernel(manager)

@@ -19,7 +19,6 @@ from PIL import Image
 from mlx_qwenvl import QwenVL, Reply, load
 from mlx_qwenvl.engine.shown import BREAK, picture_markdown, safe_markdown
 from mlx_qwenvl.facts import find_facts
-from mlx_qwenvl.weights.loaded import look_at
 from tests.command_lines import SHAPES
 
 RENDERERS = {
@@ -206,7 +205,7 @@ def test_lines_stay_lines() -> None:
 def test_an_answer_shows_its_picture_its_text_and_a_small_line(reply: Reply) -> None:
     markdown = reply._repr_markdown_()
     (picture,) = data_pictures(markdown)
-    expected = Image.open(SHAPES).convert("RGB").resize((320, 320))
+    expected = Image.open(SHAPES).convert("RGB").resize((168, 168))
     difference = np.asarray(picture, int) - np.asarray(expected, int)
     assert np.abs(difference).mean() < 8
     blocks = markdown.split("\n\n")
@@ -293,7 +292,7 @@ def test_a_conversation_shows_its_turns_and_pictures(demo: QwenVL) -> None:
 )
 def test_a_model_tells_what_it_is_and_what_it_takes(quantize: str | None, formats: str) -> None:
     vlm = load("demo", quantize=quantize)
-    loaded = look_at(vlm.model)
+    loaded = vlm.loaded
     assert loaded.parameters == find_facts("demo").description.parameters
     assert " + ".join(loaded.decoder) == formats
     assert repr(vlm) == (
@@ -307,7 +306,7 @@ def test_a_model_tells_what_it_is_and_what_it_takes(quantize: str | None, format
 
 def test_weights_are_counted_as_they_lie_in_memory(demo: QwenVL) -> None:
     described = find_facts("demo").description
-    assert look_at(demo.model).nbytes == described.loaded_bytes(4)
+    assert demo.loaded.nbytes == described.loaded_bytes(4)
 
 
 def test_a_name_with_marks_runs_nothing(demo: QwenVL) -> None:

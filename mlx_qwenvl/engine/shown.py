@@ -77,7 +77,8 @@ def views_markdown(pictures: Sequence[ImagePatches]) -> str:
     side = SIDE if len(pictures) == 1 else SIDE_OF_MANY
     views = []
     for seen in pictures[-MOST_PICTURES:]:
-        scale = min(1.0, side / max(seen.source_size))
+        longest = max(seen.source_size)
+        scale = min(side, max(seen.size), longest) / longest
         width, height = (max(1, round(length * scale)) for length in seen.source_size)
         views.append(seen.to_image().resize((width, height), Image.Resampling.LANCZOS))
     return " ".join(picture_markdown(view, side) for view in views)
