@@ -184,7 +184,7 @@ class Talk:
         else:
             self.draft = text
             if pictures:
-                self.screen.note(f"its {tables.counted(len(pictures), 'picture')} stay with it")
+                self.screen.note(f"with {tables.counted(len(pictures), 'picture')}, as before")
 
     # --- The conversation -----------------------------------------------------------------------
 
