@@ -1,7 +1,8 @@
 """`/`: the chat page, and what this server is for programs that ask for JSON.
 
-The page is the files of `server/page/` as they stand. Nothing of the server is written into them, so
-they may be given to whoever has no key yet; what the page shows it asks for, with a key where one is set.
+The page is the files of `server/page/` as they stand. Nothing of the server is written into them,
+so they may be given to whoever has no key yet; what the page shows it asks for, with a key where
+one is set.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def answers(page: Page) -> Answers:
         left = list(texts)
 
         def fulfill(route: Route) -> None:
-            asked.append(route.request.post_data_json)
+            asked.append(dict(route.request.post_data_json or {}))
             body = stream(left.pop(0), size)
             route.fulfill(status=200, content_type="text/event-stream", body=body)
 
