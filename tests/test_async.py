@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_qwenvl import Chunk, ContextError, MediaError, OptionError, QwenVL, load
+from mlx_qwenvl.batching.ask import ask_all
 from mlx_qwenvl.engine import turnstile
 from mlx_qwenvl.engine.options import CallOptions
 from mlx_qwenvl.engine.scheduler import Scheduler
@@ -281,6 +282,30 @@ def test_answers_of_threads_and_loops_mix_and_stay_the_same(tiny: QwenVL) -> Non
     for text, tokens in asyncio.run(main()):
         assert tokens == expected[text]
     assert len(list(resting)) > 10
+
+
+def test_many_pictures_are_asked_about_while_others_ask(tiny: QwenVL) -> None:
+    pictures = [picture(seed, 84, 84) for seed in range(40, 46)]
+    expected = {id(p): tiny.generate("What?", images=[p], **FRESH).token_ids for p in pictures}
+    alone = tiny.generate("Why?", **FRESH).token_ids
+    found: dict[int, tuple[int, ...]] = {}
+
+    def ask_about_all() -> None:
+        for answer in ask_all(tiny, pictures, "What?", **GREEDY):
+            assert answer.reply is not None
+            found[id(answer.image)] = answer.reply.token_ids
+        mx.clear_streams()
+
+    async def main() -> list[tuple[int, ...]]:
+        asking = threading.Thread(target=ask_about_all)
+        asking.start()
+        answers = []
+        while asking.is_alive():
+            answers.append((await tiny.agenerate("Why?", **GREEDY)).token_ids)
+        return answers
+
+    assert set(asyncio.run(main())) == {alone}
+    assert found == expected
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])

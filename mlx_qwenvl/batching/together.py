@@ -160,7 +160,7 @@ class Together:
     def _step(self) -> Iterator[Outcome]:
         self._begun = True
         try:
-            events = self._scheduler.step()
+            events = self._vlm.turnstile.step(self._scheduler.step)
         except Exception as error:
             if self._max_running == 1:
                 raise
