@@ -103,7 +103,7 @@ def models() -> Iterator[Model]:
 def table() -> str:
     """The table in Markdown: the largest picture that fits, in megapixels."""
     lines = [
-        "| | weights | " + " | ".join(f"{gib} GB" for gib in MACS) + " |",
+        "| memory of the Mac, GB | weights | " + " | ".join(map(str, MACS)) + " |",
         "|---|---:|" + "---:|" * len(MACS),
     ]
     for model in models():
@@ -128,7 +128,7 @@ def with_table(page: str, made: str) -> str:
 def _cell(pixels: int) -> str:
     if pixels == 0:
         return "no"
-    return f"{pixels / 1e6:.1f}" if pixels < MOST_PIXELS else "**all**"
+    return f"{pixels / 1e6:.1f}" if pixels < MOST_PIXELS else "all"
 
 
 def _stored(

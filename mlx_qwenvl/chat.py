@@ -50,9 +50,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
     sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
     sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--top-k", type=int, metavar="K")
-    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
     sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
     p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
     p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")

@@ -34,6 +34,8 @@ TROUBLE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^### `(.+)`\n\n((?:(?!^#).*\n?)+)", TROUBLE, re.M)
 # Messages of others begin their entries so, or end with whose they are.
 FOREIGN = ("pip's message", "Metal's message", "MLX's message", "The loader's message")
+# What a value is in these, where that tells the reader more than a gap.
+VALUES = ("lacks", "has unknown")
 # Not written where the error is raised.
 PUT_TOGETHER = {
     "HEIC pictures need one more package: pip install 'mlx-qwenvl[heic]'",
@@ -43,30 +45,30 @@ OURS = [(message, body) for message, body in ENTRIES if not body.startswith(FORE
 
 
 @cache
-def messages() -> frozenset[str]:
-    """Every text in the code, with a gap where a value goes."""
-    return frozenset(text for _, text in _texts())
-
-
-@cache
-def raised() -> dict[str, list[str]]:
-    """Texts by the class of the error that is raised with them."""
-    found: dict[str, list[str]] = {}
-    for node, text in _texts(raised_only=True):
-        found.setdefault(node, []).append(text)
-    return found
-
-
-def _texts(*, raised_only: bool = False) -> Iterator[tuple[str, str]]:
+def _said() -> tuple[frozenset[str], dict[str, list[str]]]:
+    """All texts in the code, and those of errors by their class; with a gap where a value goes."""
+    texts: set[str] = set()
+    errors: dict[str, list[str]] = {}
     for folder in SOURCES:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if not raised_only and isinstance(node, (ast.Constant, ast.JoinedStr)):
-                    yield "", _text(node)
+                if isinstance(node, (ast.Constant, ast.JoinedStr)):
+                    texts.add(_text(node))
                 if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                     function = node.exc.func
                     if isinstance(function, ast.Name) and node.exc.args:
-                        yield function.id, _text(node.exc.args[0])
+                        errors.setdefault(function.id, []).append(_text(node.exc.args[0]))
+    return frozenset(texts), errors
+
+
+def messages() -> frozenset[str]:
+    """Every text in the code."""
+    return _said()[0]
+
+
+def raised() -> dict[str, list[str]]:
+    """Texts by the class of the error that is raised with them."""
+    return _said()[1]
 
 
 def _text(node: ast.expr) -> str:
@@ -81,6 +83,10 @@ def _text(node: ast.expr) -> str:
 
 def pattern(message: str) -> re.Pattern[str]:
     """What a heading matches: `…` stands for any text with a value in it."""
+    for value in VALUES:
+        if value in message:
+            assert value in messages()
+            message = message.replace(value, "…")
     pieces = [re.escape(piece) for piece in message.split("…")]
     return re.compile(".*".join(pieces), re.DOTALL)
 
