@@ -27,7 +27,7 @@ from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import Format, read_recipe
 
 SIZES = ("2b", "7b", "72b")
-RECIPES = ("none", "8bit", "6bit", "5bit", "4bit", "3bit")
+RECIPES = ("none", "8bit", "6bit", "4bit", "3bit")
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 512)  # GiB of memory
 BEGIN, END = "<!-- computed: begin -->", "<!-- computed: end -->"
 

@@ -34,6 +34,7 @@ TROUBLE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^### `(.+)`\n\n((?:(?!^#).*\n?)+)", TROUBLE, re.M)
 # Messages of others begin their entries so, or end with whose they are.
 FOREIGN = ("pip's message", "Metal's message", "MLX's message", "The loader's message")
+LONGEST = 400  # characters of a message; longer texts are docstrings and pages
 # What a value is in these, where that tells the reader more than a gap.
 VALUES = ("lacks", "has unknown")
 # Not written where the error is raised.
@@ -53,7 +54,9 @@ def _said() -> tuple[frozenset[str], dict[str, list[str]]]:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, (ast.Constant, ast.JoinedStr)):
-                    texts.add(_text(node))
+                    text = _text(node)
+                    if len(text) <= LONGEST:
+                        texts.add(text)
                 if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                     function = node.exc.func
                     if isinstance(function, ast.Name) and node.exc.args:
@@ -176,13 +179,12 @@ def test_the_command_line_page_names_every_variable() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_of_a_page_hold_on_github_and_in_the_site(page: str) -> None:
-    """The site has the pages of docs/ alone."""
+def test_links_of_a_page_lead_somewhere(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|mailto:)([^)]*)\)", text):
         place, _, anchor = target.partition("#")
         file = ((DOCS / page).parent / place).resolve() if place else DOCS / page
-        assert file.is_relative_to(DOCS) and file.is_file(), target
+        assert file.is_relative_to(ROOT) and file.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
             assert anchor in {_slug(heading) for heading in headings}, target
@@ -257,6 +259,16 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert "mermaid" not in page.read_text(encoding="utf-8")  # which would come from a CDN
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?https?:", style.read_text(encoding="utf-8"))
+
+
+def test_links_out_of_the_pages_are_names_in_the_site(site: Path) -> None:
+    """What they lead to is in a checkout and not in the site."""
+    leaving = [page for page in PAGES if "/" not in page and "](../" in (DOCS / page).read_text()]
+    assert leaving
+    for page in leaving:
+        text = (site / page.removesuffix(".md") / "index.html").read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(\.\./([^)#]*)", (DOCS / page).read_text()):
+            assert f"<code>{target}</code>" in text
 
 
 @pytest.mark.parametrize(
