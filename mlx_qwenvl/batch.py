@@ -9,6 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_qwenvl.arguments import (
+    DEFAULT_QUESTION,
+    EXTRACT_QUESTION,
+    add_answer,
+    add_form,
+    add_model,
+    load_model,
+    options_of,
+)
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import NO_SPACE, FileLines, StreamLines
 from mlx_qwenvl.batching.pictures import find_pictures
@@ -20,22 +29,16 @@ from mlx_qwenvl.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     Parser,
-    announce_demo,
     run,
 )
-from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
+from mlx_qwenvl.engine.options import GREEDY, read_options
 from mlx_qwenvl.engine.reply import Reply
 from mlx_qwenvl.engine.scheduler import MAX_RUNNING
 from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
 from mlx_qwenvl.extracting.answer import read_answer
 from mlx_qwenvl.extracting.form import Form, read_form
-from mlx_qwenvl.vlm import load
-from mlx_qwenvl.weights.choice import default_model
-from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl batch"
-DEFAULT_QUESTION = "Describe this image."
-EXTRACT_QUESTION = "Read this image and fill in the form."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,9 +81,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", default="-", metavar="FILE", help="where lines are added; - is stdout (-)"
     )
-    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
-    p.add_argument("--system", help="system message; by default the model's own")
-    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
+    add_model(p)
+    add_answer(p)
     p.add_argument(
         "--max-running",
         type=int,
@@ -88,48 +90,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"answers computed side by side ({MAX_RUNNING})",
     )
-    form = p.add_mutually_exclusive_group()
-    form.add_argument(
-        "--schema",
-        metavar="FILE|FIELDS",
-        help="answer with JSON that fits a schema, or fields such as 'name, price float'",
-    )
-    form.add_argument(
-        "--extract",
-        metavar="FILE|FIELDS",
-        help="the same, and tell the model the fields",
-    )
-    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
-    )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
-    sampling.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1: repeat less"
-    )
-    sampling.add_argument(
-        "--presence-penalty", type=float, metavar="P", help="lower what the answer said already"
-    )
-    sampling.add_argument(
-        "--frequency-penalty", type=float, metavar="F", help="lower it by each time that it did"
-    )
-    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
-    p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
-    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
-    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
-    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
-    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
-    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
-    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
-    p.add_argument("--kv-group-size", type=int, metavar="N", help="how many share a scale (64)")
-    p.add_argument("--kv-start", type=int, metavar="N", help="tokens before --kv-bits begins (0)")
-    p.add_argument("--max-kv-size", type=int, metavar="N", help="most tokens, answer included")
+    add_form(p)
     p.add_argument(
         "--disk-cache", action="store_true", help="keep pictures' features on disk, for you alone"
     )
-    p.add_argument("--dtype", help="float32, float16 or bfloat16")
     return p
 
 
@@ -140,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    options, form = _options(arguments), _form(arguments)
+    options, form = options_of(arguments), _form(arguments)
     if form is not None:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
@@ -152,20 +116,12 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise PromptError("no pictures were named; give --images")
     images = find_pictures(asked, arguments.images_from, ends_with_nul=arguments.null)
     with _output(arguments.output) as (ledger, file):
-        name = default_model() if arguments.model is None else arguments.model
-        vlm = load(
-            name,
-            dtype=arguments.dtype,
-            quantize=arguments.quantize,
-            topology=arguments.topology,
-            variant=arguments.variant,
+        vlm = load_model(
+            arguments,
             # What was seen once is not asked for again, unless there is another question.
             feature_bytes=0 if len(questions) == 1 else None,
             disk_cache=True if arguments.disk_cache else None,
-            progress=sys.stderr.isatty(),
         )
-        if arguments.model is None and name == DEMO:
-            announce_demo()
         job = Run(
             vlm,
             questions,
@@ -209,27 +165,6 @@ def _summary(counts: Counts, total: int, seconds: float, unit: str) -> str:
         f"{counts.answered} of {total} answered{same}, {counts.skipped} were done before, "
         f"{counts.failed} failed{why}; {seconds:.1f} s{speed}"
     )
-
-
-def _options(arguments: argparse.Namespace) -> CallOptions:
-    return {
-        "max_tokens": arguments.max_tokens,
-        "temperature": arguments.temperature,
-        "top_p": arguments.top_p,
-        "top_k": arguments.top_k,
-        "min_p": arguments.min_p,
-        "repetition_penalty": arguments.repetition_penalty,
-        "presence_penalty": arguments.presence_penalty,
-        "frequency_penalty": arguments.frequency_penalty,
-        "seed": arguments.seed,
-        "stop": arguments.stop,
-        "min_pixels": arguments.min_pixels,
-        "max_pixels": arguments.max_pixels,
-        "kv_bits": arguments.kv_bits,
-        "kv_group_size": arguments.kv_group_size,
-        "kv_start": arguments.kv_start,
-        "max_kv_size": arguments.max_kv_size,
-    }
 
 
 def _form(arguments: argparse.Namespace) -> Form | None:

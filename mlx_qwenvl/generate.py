@@ -13,8 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mlx_qwenvl.arguments import (
+    DEFAULT_QUESTION,
+    EXTRACT_QUESTION,
+    add_answer,
+    add_form,
+    add_model,
+    load_model,
+    options_of,
+)
 from mlx_qwenvl.bars import bar
-from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, announce_demo, run
+from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.errors import MediaError, OptionError, PromptError
@@ -24,13 +33,8 @@ from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
-from mlx_qwenvl.vlm import load
-from mlx_qwenvl.weights.choice import default_model
-from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl generate"
-DEFAULT_QUESTION = "Describe this image."
-EXTRACT_QUESTION = "Read this image and fill in the form."
 PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it
 
 
@@ -50,36 +54,8 @@ def parser() -> argparse.ArgumentParser:
         help="a picture; repeat it for more",
     )
     p.add_argument("--prompt", help=f"the question; with a picture {DEFAULT_QUESTION!r}")
-    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
-    p.add_argument("--system", help="system message; by default the model's own")
-    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
-    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
-    )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
-    sampling.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1: repeat less"
-    )
-    sampling.add_argument(
-        "--presence-penalty", type=float, metavar="P", help="lower what the answer said already"
-    )
-    sampling.add_argument(
-        "--frequency-penalty", type=float, metavar="F", help="lower it by each time that it did"
-    )
-    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
-    p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
-    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
-    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
-    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
-    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
-    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
-    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
-    p.add_argument("--kv-group-size", type=int, metavar="N", help="how many share a scale (64)")
-    p.add_argument("--kv-start", type=int, metavar="N", help="tokens before --kv-bits begins (0)")
-    p.add_argument("--max-kv-size", type=int, metavar="N", help="most tokens, answer included")
+    add_model(p)
+    add_answer(p)
     p.add_argument("--no-cache", action="store_true", help="compute all, keep nothing")
     p.add_argument(
         "--disk-cache",
@@ -88,20 +64,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument("--no-speculation", action="store_true", help="one token a step, always")
-    p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--draw", metavar="FILE", help="save the picture with what the answer points at")
-    form = p.add_mutually_exclusive_group()
-    form.add_argument(
-        "--schema",
-        metavar="FILE|FIELDS",
-        help="answer with JSON that fits a schema, or fields such as 'name, price float'",
-    )
-    form.add_argument(
-        "--extract",
-        metavar="FILE|FIELDS",
-        help="read these fields off the picture: 'date date, items {name, price float}[]'",
-    )
+    add_form(p)
     p.add_argument("--as", dest="style", choices=STYLES, help="how --extract prints (json)")
     p.add_argument("--verbose", action="store_true", help="sizes and timings on stderr")
     return p
@@ -127,33 +92,21 @@ def _answer(arguments: argparse.Namespace) -> int:
     question = _question(arguments)
     if form is not None and arguments.extract:
         question = form.question(question)
-    name = default_model() if arguments.model is None else arguments.model
-    vlm = load(
-        name,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        topology=arguments.topology,
-        variant=arguments.variant,
-        disk_cache=_disk_cache(arguments),
-        draft=arguments.draft,
-        progress=sys.stderr.isatty(),
-    )
+    vlm = load_model(arguments, disk_cache=_disk_cache(arguments), draft=arguments.draft)
     chunks: list[Chunk] = []
     with _progress() as on_prefill:
         options["on_prefill"] = on_prefill
         stream = vlm.stream(question, images=images, system=arguments.system, **options)
-        if arguments.model is None and name == DEMO:
-            announce_demo()
         interrupted = _listen(stream, chunks, show=not (arguments.json or arguments.extract))
     if interrupted:
         heard = "".join(chunk.text for chunk in chunks)
         if arguments.extract and not arguments.json:
             print(heard)
         if arguments.json:
-            _print_json({"text": heard, "finish_reason": "interrupted", "model": name})
+            _print_json({"text": heard, "finish_reason": "interrupted", "model": vlm.name})
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    reply = Reply.of(chunks, name, images)
+    reply = Reply.of(chunks, vlm.name, images)
     data = None if form is None else read_answer(reply)
     if arguments.json:
         _print_json(reply.to_dict() | ({} if form is None else {"data": data}))
@@ -178,26 +131,10 @@ def _disk_cache(arguments: argparse.Namespace) -> bool | None:
 
 
 def _options(arguments: argparse.Namespace) -> CallOptions:
-    return {
-        "max_tokens": arguments.max_tokens,
-        "temperature": arguments.temperature,
-        "top_p": arguments.top_p,
-        "top_k": arguments.top_k,
-        "min_p": arguments.min_p,
-        "repetition_penalty": arguments.repetition_penalty,
-        "presence_penalty": arguments.presence_penalty,
-        "frequency_penalty": arguments.frequency_penalty,
-        "seed": arguments.seed,
-        "stop": arguments.stop,
-        "min_pixels": arguments.min_pixels,
-        "max_pixels": arguments.max_pixels,
-        "kv_bits": arguments.kv_bits,
-        "kv_group_size": arguments.kv_group_size,
-        "kv_start": arguments.kv_start,
-        "max_kv_size": arguments.max_kv_size,
-        "cache": not arguments.no_cache,
-        "speculation": False if arguments.no_speculation else None,
-    }
+    options = options_of(arguments)
+    options["cache"] = not arguments.no_cache
+    options["speculation"] = False if arguments.no_speculation else None
+    return options
 
 
 def _form(arguments: argparse.Namespace) -> Form | None:

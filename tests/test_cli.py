@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from mlx_qwenvl import Chunk, QwenVL
-from mlx_qwenvl.generate import DEFAULT_QUESTION, main
+from mlx_qwenvl.arguments import DEFAULT_QUESTION
+from mlx_qwenvl.generate import main
 from tests.command_lines import GENERATE, PATIENCE, SHAPES, run, start
 from tests.faults import make_endless
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwenvl.arguments import DEFAULT_QUESTION
 from mlx_qwenvl.bench import main as bench
 from mlx_qwenvl.command import COMMANDS, EXIT_OK
 from mlx_qwenvl.completion import find_parser
 from mlx_qwenvl.engine.options import MAX_TOKENS, Options
 from mlx_qwenvl.facts import DEFAULT_CONTEXT
-from mlx_qwenvl.generate import DEFAULT_QUESTION
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS
 from mlx_qwenvl.models.quantized_cache import KVFormat
 from mlx_qwenvl.weights.recipes import read_recipe
