@@ -97,7 +97,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     )
     if arguments.model is None and name == DEMO:
         announce_demo()
-    prompt, screen = _terminal(arguments)
+    prompt, screen = terminal_of(arguments)
     talk = Talk(
         Session(vlm, options, arguments.system),
         screen,
@@ -124,7 +124,7 @@ def _talk(talk: Talk, prompt: Prompt) -> int:
     return EXIT_ERROR if talk.failures and not prompt.is_interactive else EXIT_OK
 
 
-def _terminal(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
+def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
     """What gives lines and what shows answers, by what stands at both ends."""
     ends = (sys.stdin, sys.stdout)
     is_terminal = all(end is not None and end.isatty() for end in ends)

@@ -45,7 +45,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "seed": Entry("[N]", "make drawing repeatable"),
     "maxtokens": Entry("[N]", "longest answer"),
 }
-ALIASES: Final = {"quit": "exit", "q": "exit", "bye": "exit", "?": "help", "picture": "image"}
+ALIASES: Final = {"quit": "exit", "q": "exit", "bye": "exit", "picture": "image"}
 
 
 def help_text() -> str:

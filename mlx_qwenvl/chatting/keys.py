@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_keys() -> Iterator[None]:
-    """Keys are not echoed into the answer; they wait for the next prompt."""
+    """Keys are not echoed into the answer; they wait for the next prompt, Ctrl-D among them."""
     try:
         import termios
 
@@ -18,7 +18,7 @@ def quiet_keys() -> Iterator[None]:
     except (ImportError, OSError, ValueError, AttributeError, termios.error):
         yield
         return
-    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    silent = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
     termios.tcsetattr(keys, termios.TCSANOW, silent)
     try:
         yield

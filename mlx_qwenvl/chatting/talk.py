@@ -220,8 +220,8 @@ class Talk:
             QwenVLError: It cannot be read.
         """
         saved = read_saved(path, self.session.vlm)
-        own = {**dict.fromkeys(self.session.options), **saved.options, **(settings or {})}
-        self.session.options = cast(CallOptions, own)
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        self.session.options = cast(CallOptions, {**saved.options, **given})
         self.session.resume(saved.messages, saved.originals)
         self.waiting.clear()
         asked = sum(message.role == "user" for message in saved.messages)

@@ -19,8 +19,9 @@ from types import TracebackType
 
 import pyte
 
-from tests.command_lines import PATIENCE, ROOT
+from tests.command_lines import ROOT
 
+PATIENCE = 60.0  # seconds to wait for something to be seen, on a busy machine
 HISTORY = 2000  # lines that scrolled away
 
 
