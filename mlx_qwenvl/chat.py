@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlx_qwenvl.chatting.picture import read_checked
 from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
+from mlx_qwenvl.chatting.saved import check_saved
 from mlx_qwenvl.chatting.screen import PlainScreen, Screen
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.talk import Talk
@@ -85,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
+    # What is wrong is told at once, not after the model was loaded.
+    pictures = [read_checked(source) for source in arguments.image]
+    kept = None if arguments.load is None else Path(arguments.load).expanduser()
+    if kept is not None:
+        check_saved(kept)
     name = default_model() if arguments.model is None else arguments.model
     vlm = load(
         name,
@@ -105,10 +112,9 @@ def _chat(arguments: argparse.Namespace) -> int:
         can_edit=prompt.can_edit,
         previews=arguments.preview is not None,
     )
-    if arguments.load is not None:
-        talk.load_saved(Path(arguments.load).expanduser(), options)
-    for source in arguments.image:
-        talk.attach(source)
+    if kept is not None:
+        talk.load_saved(kept, options)
+    talk.waiting += pictures
     if prompt.is_interactive:
         screen.note(f"{vlm.name} listens; \\help lists the commands, Ctrl-D leaves")
     return _talk(talk, prompt)
@@ -116,9 +122,14 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 def _talk(talk: Talk, prompt: Prompt) -> int:
     """Read and answer until the end."""
-    while (line := prompt.read(talk.draft)) is not None:
-        if not talk.take(line):
-            break
+    while True:
+        try:
+            line = prompt.read(talk.draft)
+            if line is None or not talk.take(line):
+                break
+        except KeyboardInterrupt:  # between an answer and the next prompt, say
+            if not prompt.is_interactive:
+                raise
         if talk.is_stopped and not prompt.is_interactive:
             return EXIT_INTERRUPTED
     return EXIT_ERROR if talk.failures and not prompt.is_interactive else EXIT_OK

@@ -44,7 +44,9 @@ def run(body: Callable[[], int], program: str) -> int:
     """Run a command line's body and turn what it raises into one line and an exit code."""
     _open_standard_descriptors()
     try:
-        return body()
+        code = body()
+        _leave_if_downloading(code)
+        return code
     except (OptionError, PromptError) as error:
         return _fail(program, str(error), EXIT_USAGE)
     except QwenVLError as error:

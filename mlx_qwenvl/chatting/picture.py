@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from mlx_qwenvl.inputs.media import read_encoded
+from mlx_qwenvl.inputs.media import open_image, read_encoded
 from mlx_qwenvl.inputs.source import shown
 
 
@@ -32,6 +32,17 @@ def read_picture(source: str) -> Picture:
     encoded = read_encoded(source)
     assert encoded is not None, "text names encoded bytes"
     return Picture(*encoded)
+
+
+def read_checked(source: str) -> Picture:
+    """The same, opened once, so that a damaged one is told now.
+
+    Raises:
+        MediaError: There is none, or it cannot be opened.
+    """
+    picture = read_picture(source)
+    open_image(picture)
+    return picture
 
 
 def drawn_picture(image: Image.Image, name: str) -> Picture:

@@ -86,11 +86,11 @@ def save(session: Session, path: Path) -> int:
     return size
 
 
-def read_saved(path: Path, vlm: QwenVL) -> Saved:
-    """Read a conversation for a model.
+def check_saved(path: Path) -> None:
+    """See whether a file seems to be a conversation, before anything else is done for it.
 
     Raises:
-        QwenVLError: The file cannot be read, is another one, or is damaged.
+        QwenVLError: It is none, or cannot be read.
     """
     try:
         if not path.is_file():
@@ -99,6 +99,18 @@ def read_saved(path: Path, vlm: QwenVL) -> Saved:
             raise QwenVLError(f"{_named(path)} is no saved conversation")
         if path.stat().st_size > MOST_BYTES:
             raise QwenVLError(f"{_named(path)} has more than {MOST_BYTES} bytes")
+    except OSError as error:
+        raise QwenVLError(f"{_named(path)} cannot be read: {error.strerror}") from None
+
+
+def read_saved(path: Path, vlm: QwenVL) -> Saved:
+    """Read a conversation for a model.
+
+    Raises:
+        QwenVLError: The file cannot be read, is another one, or is damaged.
+    """
+    check_saved(path)
+    try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw["version"]
         if version != VERSION:

@@ -32,7 +32,7 @@ class Talk:
         session: The conversation.
         screen: Where it is shown.
         load: Loads a model by name.
-        can_edit: Whether a question can be given back to be changed at the prompt.
+        can_edit: Whether a person sits at a prompt where a question can be changed.
         previews: Whether pictures are shown.
 
     Attributes:
@@ -99,7 +99,7 @@ class Talk:
             # MLX says "Attempting to allocate ..." of a buffer that the GPU cannot hold.
             if isinstance(error, RuntimeError) and "allocate" not in str(error):
                 raise
-            self._fail("out of memory; the conversation is as it was. --max-pixels N needs less")
+            self._fail("out of memory; --max-pixels N or a smaller model needs less")
         return True
 
     def _fail(self, message: str) -> None:
@@ -119,16 +119,6 @@ class Talk:
         return True
 
     # --- Questions ------------------------------------------------------------------------------
-
-    def attach(self, source: str) -> None:
-        """Let a picture wait for the next question.
-
-        Raises:
-            MediaError: It cannot be read.
-        """
-        (picture,) = self._read([source])
-        open_image(picture)
-        self.waiting.append(picture)
 
     def _question(self, question: Question, *, is_edited: bool) -> None:
         with self.screen.reading(question.pictures):
@@ -164,7 +154,7 @@ class Talk:
             self.screen.note("stopped; what was said stays in the conversation")
         elif last is not None and last.finish_reason == "length":
             self.screen.note("cut at the longest answer; \\maxtokens N allows more")
-        count = len(self.session.boxes())
+        count = len(self.session.boxes()) if self._can_edit else 0
         if count:
             self.screen.note(f"it points at {tables.counted(count, 'place')}; \\boxes draws them")
 

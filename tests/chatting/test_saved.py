@@ -212,7 +212,7 @@ JSON = st.one_of(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_file_that_somebody_changed_never_breaks_the_chat(
     data: st.DataObject, talker: QwenVL, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -216,7 +216,7 @@ WORDS = st.sampled_from(
 
 
 @given(words=st.lists(WORDS, max_size=40), size=st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_markdown_looks_the_same_however_it_comes(words: list[str], size: int) -> None:
     text = "".join(words)
     assert streamed(text, size, rows=60).text == streamed(text, 10**6, rows=60).text

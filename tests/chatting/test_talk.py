@@ -13,8 +13,11 @@ from PIL import Image, ImageGrab
 from mlx_qwenvl import MemoryExceeded, QwenVL
 from mlx_qwenvl.chatting import grab
 from mlx_qwenvl.chatting.commands import ALIASES, COMMANDS, help_text
+from mlx_qwenvl.chatting.picture import read_picture
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.talk import Talk
+from mlx_qwenvl.grounding.boxes import find_boxes
+from mlx_qwenvl.grounding.frame import Frame
 from mlx_qwenvl.inputs.messages import Message, TextPart
 from tests.chatting.conftest import IMAGES, Recorder
 
@@ -103,7 +106,7 @@ def test_a_picture_may_be_named_in_a_sentence(talk: Talk, screen: Recorder) -> N
 def test_pictures_of_the_command_line_go_with_the_first_question(
     talk: Talk, screen: Recorder
 ) -> None:
-    talk.attach("shapes.png")
+    talk.waiting.append(read_picture("shapes.png"))
     talk.take("\\images")
     assert screen.said == ["shapes.png: waits for the next question"]
     talk.take(r"What is shown? no-such\.png")
@@ -112,7 +115,7 @@ def test_pictures_of_the_command_line_go_with_the_first_question(
 
 
 def test_pictures_wait_on_where_a_question_fails(talk: Talk) -> None:
-    talk.attach("shapes.png")
+    talk.waiting.append(read_picture("shapes.png"))
     talk.take(r"\image no.png What?")
     assert len(talk.waiting) == 1
 
@@ -224,6 +227,36 @@ def test_boxes_are_listed_and_drawn(talk: Talk, screen: Recorder, tmp_path: Path
     assert size_of(tmp_path / "drawn.png") == size_of(Path("shapes.png"))
     talk.take(f"\\boxes {tmp_path}/drawn.xyz")
     assert screen.errors[-1].startswith("\\boxes ")
+
+
+def test_boxes_are_hinted_at(talk: Talk, screen: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = find_boxes(POINT, [Frame((10, 10))])
+    monkeypatch.setattr(Session, "boxes", lambda self: boxes)
+    talk.take("Hello!")
+    assert screen.notes == ["it points at 1 place; \\boxes draws them"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Attempting to allocate 9 bytes")])
+def test_a_lack_of_memory_is_told_and_the_talk_goes_on(
+    talk: Talk, screen: Recorder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(screen, "answer", fail)
+    assert talk.take("Hello!") and "out of memory" in screen.errors[0]
+    assert not talk.session.chat.messages
+
+
+def test_ctrl_c_before_the_first_word_leaves_the_conversation(
+    talk: Talk, screen: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(screen, "answer", press)
+    assert talk.take("Hello!") and talk.is_stopped
+    assert not talk.session.chat.messages and "as it was" in screen.notes[0]
 
 
 def test_previews_show_pictures_and_boxes(session: Session, screen: Recorder) -> None:
