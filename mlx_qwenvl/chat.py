@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlx_qwenvl.arguments import add_answer, add_model, load_model, options_of
 from mlx_qwenvl.chatting.picture import read_checked
 from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
 from mlx_qwenvl.chatting.saved import check_saved
@@ -20,13 +21,10 @@ from mlx_qwenvl.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     Parser,
-    announce_demo,
     run,
 )
-from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
+from mlx_qwenvl.engine.options import GREEDY, read_options
 from mlx_qwenvl.vlm import QwenVL, load
-from mlx_qwenvl.weights.choice import default_model
-from mlx_qwenvl.weights.resolve import DEMO
 
 PROGRAM = "mlx-qwenvl chat"
 DUMB = ("", "dumb", "unknown")  # terminals without a cursor
@@ -39,8 +37,6 @@ def parser() -> argparse.ArgumentParser:
         description="Talk about pictures. Lines that are piped in are answered on stdout.",
         epilog="\\help lists what can be typed; docs/chat.md explains it.",
     )
-    p.add_argument("--model", metavar="NAME|DIR", help="demo, 2b, owner/model, or a folder")
-    p.add_argument("--system", metavar="TEXT", help="system message; by default the model's own")
     p.add_argument(
         "--image",
         action="append",
@@ -49,23 +45,9 @@ def parser() -> argparse.ArgumentParser:
         help="a picture for the first question; repeat for more",
     )
     p.add_argument("--load", metavar="FILE", help="go on with a conversation that \\save kept")
-    p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
-    sampling = p.add_argument_group("sampling (by default the checkpoint's own, as a whole)")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P"
-    )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    sampling.add_argument("--min-p", type=float, metavar="P", help="none below P of the likeliest")
-    sampling.add_argument("--seed", type=int, metavar="N", help="makes drawing repeatable")
-    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
-    p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
-    p.add_argument("--quantize", metavar="RECIPE", help="quantize at load: 4bit, 8bit, mxfp4, ...")
-    p.add_argument("--topology", metavar="FILE", help="YAML: which parts to quantize otherwise")
-    p.add_argument("--variant", metavar="NAME", help="which of a model's stored quantizations")
-    p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
+    add_model(p)
+    add_answer(p)
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
-    p.add_argument("--dtype", help="float32, float16 or bfloat16")
     p.add_argument(
         "--preview",
         nargs="?",
@@ -85,25 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    options = options_of(arguments)
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     # What is wrong is told at once, not after the model was loaded.
     pictures = [read_checked(source) for source in arguments.image]
     kept = None if arguments.load is None else Path(arguments.load).expanduser()
     if kept is not None:
         check_saved(kept)
-    name = default_model() if arguments.model is None else arguments.model
-    vlm = load(
-        name,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        topology=arguments.topology,
-        variant=arguments.variant,
-        draft=arguments.draft,
-        progress=sys.stderr.isatty(),
-    )
-    if arguments.model is None and name == DEMO:
-        announce_demo()
+    vlm = load_model(arguments, draft=arguments.draft)
     prompt, screen = terminal_of(arguments)
     talk = Talk(
         Session(vlm, options, arguments.system),
@@ -156,21 +127,6 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
 
 def _load_other(name: str, dtype: str | None) -> QwenVL:
     return load(name, dtype=dtype, progress=sys.stderr.isatty())
-
-
-def _options(arguments: argparse.Namespace) -> CallOptions:
-    options: CallOptions = {
-        "max_tokens": arguments.max_tokens,
-        "temperature": arguments.temperature,
-        "top_p": arguments.top_p,
-        "top_k": arguments.top_k,
-        "min_p": arguments.min_p,
-        "seed": arguments.seed,
-        "min_pixels": arguments.min_pixels,
-        "max_pixels": arguments.max_pixels,
-        "kv_bits": arguments.kv_bits,
-    }
-    return options
 
 
 if __name__ == "__main__":
