@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from examples.train_demo import scenes
+from examples.train_demo import boxes, scenes
 from examples.train_demo.asking import (
     COUNTS,
     Asker,
@@ -88,13 +88,8 @@ def about_shapes(rng: random.Random, ask: Asker, picture: Picture) -> list[Quest
         out.append(Question("shape", ask("shape", c=known([i], colors[i])), answer))
     for i in rng.sample(lone_name, min(3, len(lone_name))):
         x = known([i], called(i))
-        out.append(
-            Question(
-                "where",
-                ask("where", x=x),
-                f"{seen([i], 'The')} {x} is {seen([i], things[i].position)}.",
-            )
-        )
+        said = f"{seen([i], 'The')} {x} is {seen([i], things[i].position)}."
+        out.append(Question("where", ask("where", x=x), f"{said} {boxed(picture, i, x)}"))
     if len(things) < 4 and rng.random() < 0.25:
         absent = known([], rng.choice([s for s in SHAPES if s not in shapes]))
         family, slot = rng.choice((("color", "k"), ("where", "x")))
@@ -119,6 +114,38 @@ def about_shapes(rng: random.Random, ask: Asker, picture: Picture) -> list[Quest
     if len(lone_name) > 1:
         out += [q for _ in range(2) for q in _relation(rng, ask, things, lone_name, lone_shape)]
     out.append(_at(rng, ask, picture))
+    return out + _pointing(ask, picture, lone_name)
+
+
+def boxed(picture: Picture, i: int, phrase: str) -> str:
+    """The box of thing `i` under a marked phrase; every coordinate has to be found in the thing."""
+    return boxes.grounded(phrase, seen([i], boxes.corners(picture.box(i))))
+
+
+def _pointing(ask: Asker, picture: Picture, lone_name: list[int]) -> list[Question]:
+    """Questions that are answered by boxes alone.
+
+    They have a source of choices of their own, so that a seed draws the pictures that it drew
+    before there were such questions.
+    """
+    rng = random.Random(repr(picture.things))
+    ask = Asker(rng, ask.new_phrasing)
+    things = picture.things
+    shapes, colors = [t.shape for t in things], [t.color for t in things]
+    out = []
+    for i in rng.sample(lone_name, min(2, len(lone_name))):
+        called = [things[i].name]
+        called += [shapes[i]] * 2 * (shapes.count(shapes[i]) == 1)
+        called += [f"{colors[i]} shape"] * (colors.count(colors[i]) == 1)
+        x = known([i], rng.choice(called))
+        out.append(Question("box", ask("box", x=x), boxed(picture, i, x)))
+    if rng.random() < 0.15:
+        absent = known([], rng.choice([s for s in SHAPES if s not in shapes]))
+        answer = f"{seen([], 'There')} is no {absent}."
+        out.append(Question("box_of_none", ask("box", x=absent), answer))
+    if len(things) <= 3:
+        parts = [boxed(picture, i, seen([i], t.name)) for i, t in enumerate(things)]
+        out.append(Question("box_all", ask("box_all"), ", ".join(parts)))
     return out
 
 

@@ -66,15 +66,14 @@ def batch(rng: random.Random) -> CanvasBatch:
     )
 
 
-def picture(rng: random.Random) -> Picture:
-    """One picture to look at: a line of random characters, text from the questions, or shapes."""
-    chance = rng.random()
-    if chance < 0.45:
+def picture(rng: random.Random, scene_share: float) -> Picture:
+    """One picture to look at: shapes, or a line of random characters or of text to be asked for."""
+    if rng.random() < scene_share:
+        return scenes.draw_shapes(rng, rng.randint(1, 5))
+    if rng.random() < 0.6:
         characters = labels.CHARACTERS[:10] if rng.random() < 0.5 else labels.CHARACTERS
         return scenes.draw_text(rng, "".join(rng.choices(characters, k=rng.randint(1, 5))))
-    if chance < 0.75:
-        return scenes.draw_text(rng, scenes.random_text(rng))
-    return scenes.draw_shapes(rng, rng.randint(1, 5))
+    return scenes.draw_text(rng, scenes.random_text(rng))
 
 
 def scene(rng: random.Random, width: int, height: int) -> tuple[Picture, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from examples.train_demo.boxes import bins
 from examples.train_demo.scenes import CELL, COLORS, SHAPES, Picture
 
 CHARACTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -19,12 +20,17 @@ COLOR_NAMES: Final = tuple(COLORS)
 # Columns of the label table; every class 0 means "none".
 SHAPE, COLOR, CENTRES, CHAR_1, CHAR_2, CHAR_3, ROW, COLUMN, CELL_ROW, CELL_COLUMN = range(10)
 BACKGROUND, TEXT_COLOR, CHAR_INDEX, PICTURE = range(10, 14)
-N_COLUMNS: Final = 14
+# Edges of the cell's thing: hundredths of the picture + 1, and steps from the cell's centre + 1.
+BOX: Final = slice(14, 18)
+EDGES: Final = slice(18, 22)
+N_COLUMNS: Final = 22
+EDGE_STEP: Final = 2  # px
+EDGE_REACH: Final = 40  # steps to either side
 
 
 @dataclass(frozen=True)
 class CellLabels:
-    """table: [cells, 14] int64; cells_of, centre_of: cell indices per thing or glyph."""
+    """table: [cells, N_COLUMNS] int64; cells_of, centre_of: cell indices per thing or glyph."""
 
     table: np.ndarray
     cells_of: tuple[tuple[int, ...], ...]
@@ -58,6 +64,11 @@ def label_cells(picture: Picture, height: int, width: int, number: int = 0) -> C
         table[mine, COLOR] = COLOR_NAMES.index(thing.color) + 1
         table[mine, ROW] = thing.row + 1
         table[mine, COLUMN] = thing.column + 1
+        box = np.array(picture.box(index))
+        table[mine, BOX] = np.array(bins(picture.box(index))) + 1
+        centres_of = np.stack(np.broadcast_arrays(centre_x, centre_y), -1)[mine]
+        steps = (box * (width, height, width, height) - np.tile(centres_of, 2)) / EDGE_STEP
+        table[mine, EDGES] = np.clip(steps.round(), -EDGE_REACH, EDGE_REACH) + EDGE_REACH + 1
         table[i, j, CENTRES] = min(3, table[i, j, CENTRES] + 1)
         centres.append(i * columns + j)
     cells = [

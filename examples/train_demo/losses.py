@@ -11,7 +11,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from examples.train_demo import labels as L
-from examples.train_demo.model import CELL_CLASSES, PATCH_CLASSES, POINTER_CLASSES, TOKEN_CLASSES
+from examples.train_demo.boxes import BINS
+from examples.train_demo.model import (
+    BOX_CLASSES,
+    CELL_CLASSES,
+    DIGITS,
+    N_EDGE,
+    PATCH_CLASSES,
+    POINTER_CLASSES,
+    TOKEN_CLASSES,
+)
 from examples.train_demo.scenes import COLORS, SHAPES
 
 TOKEN_COLUMNS: Final = (
@@ -27,6 +36,7 @@ TOKEN_COLUMNS: Final = (
     L.CHAR_INDEX,
 )
 ONLY_WHERE_SET: Final = (L.ROW, L.COLUMN)
+BOX_BLUR: Final = 1.0  # bins: a near miss of an edge is nearly right
 
 
 def cell_loss(scores: Tensor, order_scores: Tensor, table: Tensor) -> Tensor:
@@ -66,6 +76,47 @@ def pointer_loss(scores: Tensor, pointed: Tensor) -> Tensor:
     """Shape, colour, row and column of the one thing that a word means, read off that word."""
     parts = scores.split(POINTER_CLASSES, -1)
     return sum((_where_set(part, pointed[:, i]) for i, part in enumerate(parts)), scores.sum() * 0)
+
+
+def box_loss(scores: Tensor, bins: Tensor) -> Tensor:
+    """The four edges of a thing and the digits that write them, where `bins` [K, 4] are above 0."""
+    used = bins[:, 0] > 0
+    if not used.any():
+        return scores.sum() * 0
+    parts, target = scores[used].split(BOX_CLASSES, -1), bins[used] - 1
+    total = scores.sum() * 0
+    for edge in range(4):
+        soft = blurred(target[:, edge], BINS)
+        tens = soft.view(-1, BINS // DIGITS, DIGITS)
+        total = total + F.cross_entropy(parts[edge], soft)
+        total = total + 0.5 * F.cross_entropy(parts[4 + 2 * edge], tens.sum(2))
+        total = total + 0.5 * F.cross_entropy(parts[5 + 2 * edge], tens.sum(1))
+    return total / 4
+
+
+def edge_loss(scores: Tensor, steps: Tensor) -> Tensor:
+    """The four edges of a thing as seen from the centre of a cell of it."""
+    used = steps[:, 0] > 0
+    if not used.any():
+        return scores.sum() * 0
+    parts, target = scores[used].split(N_EDGE, -1), steps[used] - 1
+    total = scores.sum() * 0
+    for edge, part in enumerate(parts):
+        total = total + F.cross_entropy(part, blurred(target[:, edge], N_EDGE))
+    return total / 4
+
+
+def blurred(target: Tensor, classes: int) -> Tensor:
+    """Bell-shaped distributions [K, classes] around ordered classes [K]."""
+    distance = torch.arange(classes) - target[:, None]
+    weight = torch.exp(-((distance / BOX_BLUR) ** 2) / 2)
+    return weight / weight.sum(1, keepdim=True)
+
+
+def boxes_of(scores: Tensor) -> Tensor:
+    """[K, 4] the most likely edges, in fractions of the picture, of scores as `box_loss` takes."""
+    chosen = [part.argmax(-1) for part in scores.split(BOX_CLASSES, -1)[:4]]
+    return torch.stack(chosen, 1) / BINS
 
 
 class Alignment:

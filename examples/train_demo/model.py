@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from examples.train_demo.labels import CHARACTERS
+from examples.train_demo.boxes import BINS
+from examples.train_demo.labels import CHARACTERS, EDGE_REACH
 from examples.train_demo.scenes import COLORS, SHAPES
 
 PIXEL_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -30,6 +31,10 @@ CELL_CLASSES: Final = (N_SHAPE, N_COLOR, 4, N_CHAR, N_CHAR, N_CHAR, 4, 4)
 PATCH_CLASSES: Final = (N_CHAR, N_SHAPE, N_COLOR)
 TOKEN_CLASSES: Final = (N_SHAPE, N_COLOR, 4, 4, 8, 8, 4, 2, N_CHAR, 7)
 POINTER_CLASSES: Final = (N_SHAPE, N_COLOR, 4, 4)
+N_EDGE: Final = 2 * EDGE_REACH + 1
+DIGITS: Final = 10
+# Per edge of a box: its hundredth of the picture, and the two digits of that number.
+BOX_CLASSES: Final = (BINS,) * 4 + (DIGITS,) * 8
 
 GUIDED_LAYERS: Final = (2, 3)
 GUIDED_HEADS: Final = (
@@ -122,6 +127,8 @@ class TextOutput:
 class DemoModel(nn.Module):
     """`hf` holds the checkpoint's weights; the other heads serve training only."""
 
+    HEADS: Final = ("aux", "iaux", "paux", "taux", "raux", "baux", "rbaux")
+
     def __init__(self, config: Qwen2VLConfig, *, bfloat16: bool = True) -> None:
         super().__init__()
         self.config = config
@@ -133,6 +140,8 @@ class DemoModel(nn.Module):
         self.paux = nn.Linear(vision.embed_dim, sum(PATCH_CLASSES))
         self.taux = nn.Linear(text.hidden_size, sum(TOKEN_CLASSES))
         self.raux = nn.Linear(text.hidden_size, sum(POINTER_CLASSES))
+        self.baux = nn.Linear(vision.hidden_size, sum(BOX_CLASSES) + 4 * N_EDGE)
+        self.rbaux = nn.Linear(text.hidden_size, sum(BOX_CLASSES))
         mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
         head = text.hidden_size // text.num_attention_heads
         rope = text.rope_parameters

@@ -16,6 +16,7 @@ class Options:
     out: Path
     tokenizer: Path
     init: Path | None
+    scenes: float
     minutes: float
     rows: int
     micro: int
@@ -29,6 +30,7 @@ class Options:
     lr: float
     weight_decay: float
     guidance: float
+    boxes: float
     decay_from: float
     seed: int
     eval_minutes: float
@@ -45,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the run: last.pt, log.jsonl")
     add("--tokenizer", type=Path, required=True, help="tokenizer.json")
-    add("--init", type=Path, default=None, help="weights to start from (a last.pt)")
+    add("--init", type=Path, default=None, help="a last.pt or a model folder to start from")
     add("--minutes", type=float, default=30, help="training time, over all resumes")
     add("--rows", type=int, default=32, help="rows per step, over all processes")
     add("--micro", type=int, default=16, help="rows per forward pass")
@@ -62,6 +64,12 @@ def parse(arguments: list[str] | None = None) -> Options:
         help="train the vision tower alone, on pictures without questions",
     )
     add(
+        "--scenes",
+        type=float,
+        default=0.25,
+        help="share of scenes of shapes among the pictures without questions",
+    )
+    add(
         "--easy", type=float, default=0.0, help="share of scenes with two or three different shapes"
     )
     add("--text", type=float, default=KINDS["text"], help="share of rows about a line of text")
@@ -74,6 +82,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     add("--lr", type=float, default=2e-3, help="learning rate of AdamW")
     add("--weight-decay", type=float, default=0.02)
+    add("--boxes", type=float, default=0.5, help="weight of the boxes seen by cells")
     add("--guidance", type=float, default=0.3, help="weight of the attention supervision")
     add(
         "--decay-from",

@@ -12,17 +12,18 @@ from typing import Final
 
 from PIL import Image
 
-from examples.train_demo import scenes
+from examples.train_demo import boxes, scenes
 from examples.train_demo.about_others import about_pair, about_text
 from examples.train_demo.about_shapes import about_shapes
 from examples.train_demo.asking import Asker, Question
-from examples.train_demo.marks import plain
-from examples.train_demo.scenes import Picture
+from examples.train_demo.marks import MARK, plain
+from examples.train_demo.scenes import Box, Picture
 from examples.train_demo.talk import INTENTS
 
 _SHAPE_FAMILIES: Final = """
     describe_1 describe_2 describe_3 describe_4 caption count_all background
     color_it shape_it where_it color shape where color_of_none where_of_none
+    box box_all box_of_none
     count count_color exist exist_color exist_named is_color relation at
 """
 _TEXT_FAMILIES: Final = """
@@ -60,12 +61,46 @@ def held_out(family: str, seed: int, n: int) -> list[tuple[list[Image.Image], st
         n: how many.
 
     Returns:
-        (pictures as drawn, question, expected answer) per sample.
+        (pictures as drawn, question, expected answer before any box) per sample.
     """
     return [
-        ([picture.image for picture in sample.pictures], plain(q.question), plain(q.answer))
+        ([picture.image for picture in sample.pictures], plain(q.question), before_boxes(q))
         for sample, q in held_out_samples(family, seed, n)
     ]
+
+
+def before_boxes(question: Question) -> str:
+    """What the answer says in words, without the boxes that may follow."""
+    return boxes.without(plain(question.answer))
+
+
+def held_out_boxes(
+    seed: int, n: int, *, family: str = "where", new_phrasing: bool = False
+) -> list[tuple[Image.Image, str, tuple[Box, ...]]]:
+    """`n` questions that training never saw, whose answers hold boxes.
+
+    Args:
+        seed: any integer >= 0; the same seed gives the same pictures.
+        n: how many.
+        family: "where", "box" or "box_all".
+        new_phrasing: ask in phrasings never trained.
+
+    Returns:
+        (picture as drawn, question, the true boxes as fractions of the picture) per sample.
+    """
+    return [
+        (
+            sample.pictures[0].image,
+            plain(question.question),
+            tuple(sample.pictures[0].box(i) for i in boxed_things(question)),
+        )
+        for sample, question in held_out_samples(family, seed, n, new_phrasing=new_phrasing)
+    ]
+
+
+def boxed_things(question: Question) -> tuple[int, ...]:
+    """The things that the boxes of an answer surround, in order."""
+    return tuple(int(match[2]) for match in MARK.finditer(question.answer) if match[3][:1] == "(")
 
 
 def held_out_samples(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from examples.train_demo import labels
 from examples.train_demo.asking import Question
+from examples.train_demo.boxes import BOX_END, BOX_START, bins
 from examples.train_demo.labels import CellLabels
 from examples.train_demo.marks import GLYPHS, MARK, plain
 from examples.train_demo.model import Guide
@@ -27,7 +28,7 @@ from examples.train_demo.questions import Sample, make_sample
 from examples.train_demo.scenes import COLORS, SHAPES, Picture, fitted
 
 SYSTEM: Final = "You are a helpful assistant."
-KINDS: Final = {"shapes": 0.44, "text": 0.22, "pair": 0.28, "talk": 0.06}
+KINDS: Final = {"shapes": 0.5, "text": 0.21, "pair": 0.23, "talk": 0.06}
 # How often a question is kept; the others always are.
 KEEP: Final = {
     "background": 0.2,
@@ -38,7 +39,10 @@ KEEP: Final = {
     "caption": 0.8,
     "count_all": 0.7,
     "shape": 0.4,
-    "where": 0.4,
+    "where": 0.45,
+    "box": 0.5,
+    "box_all": 0.4,
+    "box_of_none": 1.0,
     "at": 0.8,
     "exist": 0.5,
     "caption_text": 0.6,
@@ -50,6 +54,7 @@ KEEP: Final = {
 COLOR_NAMES: Final = tuple(COLORS)
 # "Yes" and "No" come first in an answer and are the hardest token of it.
 VERDICT_WEIGHT: Final = 3.0
+POINTED: Final = 8  # columns of Row.pointed
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,14 @@ class Row:
     predict_at: list[int]
     targets: list[int]
     weights: list[float]
+    in_words: list[bool]
     answers: list[Answer]
     media: list[Media]
     cells_at: list[int]
     guide: Guide | None
     pointed: (
         np.ndarray
-    )  # [K, 4] shape, colour, row, column of a lone thing meant at guide.at, else 0
+    )  # [K, 8] shape, colour, row, column, edges of a lone thing meant at guide.at, else 0
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,14 @@ class Batch:
     wanted: list[Tensor]  # per row: the positions that predict an answer token
     targets: Tensor
     weights: Tensor  # [T] of the targets in the loss
+    in_words: Tensor  # [T] bool: the target is no part of a written box
     answers: list[list[Answer]]
     pixels: Tensor | None
     patch_positions: Tensor
     groups: list[tuple[int, int]]
     order: Tensor
     cells_at: Tensor
-    cell_labels: Tensor  # [M, 14] in the order of the vision tower
+    cell_labels: Tensor  # [M, N_COLUMNS] in the order of the vision tower
     guides: list[Guide | None]
     pointed: Tensor
 
@@ -124,6 +131,8 @@ class RowMaker:
         self.vision_start = self.encode("<|vision_start|>")
         self.vision_end = self.encode("<|vision_end|>")
         self.image_pad = self.encode("<|image_pad|>")[0]
+        self.box_start = self.encode(BOX_START)[0]
+        self.box_end = self.encode(BOX_END)[0]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, remembered."""
@@ -153,6 +162,14 @@ class RowMaker:
             tokens = tokens or [i for i, (_, b) in enumerate(encoding.offsets) if b == start]
             marks.append((tokens[0], tokens[-1], kind, ids))
         return encoding.ids, marks
+
+    def _in_words(self, target: Sequence[int]) -> list[bool]:
+        inside, out = False, []
+        for token in target:
+            inside = inside and token != self.box_end
+            out.append(not inside)
+            inside = inside or token == self.box_start
+        return out
 
     def media(self, pictures: Sequence[Picture]) -> list[Media]:
         """Resize, cut and label the pictures of a row."""
@@ -191,6 +208,7 @@ class RowMaker:
         predict_at: list[int] = []
         targets: list[int] = []
         weights: list[float] = []
+        in_words: list[bool] = []
         answers: list[Answer] = []
         wanted: dict[int, tuple[int, ...]] = {}  # position to things that it means
         twins: dict[int, int] = {}  # position of a word to that of the word it agrees with
@@ -221,6 +239,7 @@ class RowMaker:
             targets += target
             verdict = plain(question.answer).startswith(("Yes,", "No,"))
             weights += [VERDICT_WEIGHT if verdict else 1.0] + [1.0] * (len(target) - 1)
+            in_words += self._in_words(target)
             answers.append(
                 Answer(
                     question.family, len(target), plain(question.question), plain(question.answer)
@@ -239,6 +258,7 @@ class RowMaker:
             predict_at,
             targets,
             weights,
+            in_words,
             answers,
             media,
             cells_at,
@@ -296,6 +316,7 @@ def collate(rows: Sequence[Row]) -> Batch:
         wanted=[torch.tensor(row.predict_at) for row in rows],
         targets=torch.tensor([t for row in rows for t in row.targets]),
         weights=torch.tensor([w for row in rows for w in row.weights]),
+        in_words=torch.tensor([w for row in rows for w in row.in_words], dtype=torch.bool),
         answers=[row.answers for row in rows],
         pixels=torch.from_numpy(np.concatenate([media[i].pixels for i in by_size]))
         if media
@@ -326,11 +347,11 @@ def _guide(
     length: int,
 ) -> tuple[Guide | None, np.ndarray]:
     if not media or not wanted:
-        return None, np.zeros((0, 4), np.int64)
+        return None, np.zeros((0, POINTED), np.int64)
     wanted = wanted | dict.fromkeys(twins, ())
     at = sorted(wanted)
     counts, looks = np.zeros((len(at), length), np.float32), np.zeros((len(at), length), np.float32)
-    pointed = np.zeros((len(at), 4), np.int64)
+    pointed = np.zeros((len(at), POINTED), np.int64)
     for k, position in enumerate(at):
         if position in twins:
             counts[k, twins[position]] = looks[k, twins[position]] = 1.0
@@ -353,12 +374,13 @@ def _guide(
                 COLOR_NAMES.index(t.color) + 1,
                 t.row + 1,
                 t.column + 1,
+                *(edge + 1 for edge in bins(pictures[number].box(index))),
             )
     if len(pictures) == 2 and all(len(picture.things) == 1 for picture in pictures):
         more = _comparison(pictures, media, first_cell, sink, length)
         at += more[0]
         counts, looks = np.concatenate([counts, more[1]]), np.concatenate([looks, more[2]])
-        pointed = np.concatenate([pointed, np.zeros((len(more[0]), 4), np.int64)])
+        pointed = np.concatenate([pointed, np.zeros((len(more[0]), POINTED), np.int64)])
     counts /= counts.sum(1, keepdims=True)
     return Guide(torch.tensor(at), torch.from_numpy(counts), torch.from_numpy(looks)), pointed
 

@@ -22,6 +22,7 @@ from mlx_qwenvl.inputs.image import smart_resize
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 CELL: Final = 28  # px: one merged vision token, 2 x 2 patches of 14 px
 MIN_PIXELS: Final = 56 * 56
@@ -141,6 +142,22 @@ class Thing:
         """Its place in words."""
         return position_name(self.row, self.column)
 
+    @property
+    def bounds(self) -> Box:
+        """Left, top, right and bottom edge of the drawn shape."""
+        if self.shape in ("circle", "ring"):
+            corners: list[Point] = [(-1, -1), (1, 1)]
+        else:
+            corners = _outline(self.shape, self.turn)
+        across, down = [u for u, _ in corners], [v for _, v in corners]
+        r = self.radius
+        return (
+            self.x + r * min(across),
+            self.y + r * min(down),
+            self.x + r * max(across),
+            self.y + r * max(down),
+        )
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -152,6 +169,14 @@ class Picture:
     text: str = ""
     text_color: str = ""
     glyphs: tuple[tuple[str, float, float], ...] = ()
+
+    def box(self, thing: int) -> Box:
+        """Bounds of a thing as fractions of the picture's width and height, within 0..1."""
+        width, height = self.image.size
+        left, top, right, bottom = self.things[thing].bounds
+        x1, x2 = (min(1.0, max(0.0, x / width)) for x in (left, right))
+        y1, y2 = (min(1.0, max(0.0, y / height)) for y in (top, bottom))
+        return x1, y1, x2, y2
 
 
 def position_name(row: int, column: int) -> str:

@@ -15,16 +15,21 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import Qwen2VLForConditionalGeneration
 
 from examples.train_demo import canvases, losses, scenes
-from examples.train_demo.model import DemoModel, make_config
+from examples.train_demo import labels as L
+from examples.train_demo.boxes import overlap
+from examples.train_demo.model import BOX_CLASSES, N_EDGE, DemoModel, make_config
 from examples.train_demo.optim import Muon
 from examples.train_demo.options import Options, parse
 from examples.train_demo.questions import Sample, make_sample
@@ -34,6 +39,7 @@ Values = defaultdict[str, float]  # name of a measure to its value
 
 EVAL_SEED: Final = 2**41
 LOG_EVERY: Final = 20  # steps
+BOX_OF_POINTED: Final = slice(4, 8)
 GRADIENT_CLIP: Final = 1.0  # of the AdamW part; Muon's update has a fixed size
 
 
@@ -51,19 +57,23 @@ class Trainer:
         self.step = 0
         self.elapsed = 0.0
         if options.init:
-            state = torch.load(options.init, weights_only=True)
-            self.model.load_state_dict(state.get("model", state))
-            self.model.hf.tie_weights()
+            self._start_from(options.init)
         if options.freeze_vision:
             for part in (
                 self.model.hf.model.visual,
                 self.model.aux,
                 self.model.iaux,
                 self.model.paux,
+                self.model.baux,
             ):
                 part.requires_grad_(False)
         if options.freeze_language:
-            for part in (self.model.hf.model.language_model, self.model.taux, self.model.raux):
+            for part in (
+                self.model.hf.model.language_model,
+                self.model.taux,
+                self.model.raux,
+                self.model.rbaux,
+            ):
                 part.requires_grad_(False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.muons: list[tuple[float, Muon]] = []
@@ -84,6 +94,24 @@ class Trainer:
         self.rng = random.Random(seed)
         self.canvas_rng = random.Random(seed + 1)
         self._eval: list[tuple[int, Batch]] | None = None
+
+    def _start_from(self, init: Path) -> None:
+        """Weights of another run, or of a model folder, which has none of the training heads.
+
+        Heads that the weights lack start at zero, so that they pull at nothing before they have
+        learned something.
+        """
+        model = self.model
+        if init.is_dir():
+            model.hf = Qwen2VLForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
+            missing = [f"{head}.{part}" for head in model.HEADS for part in ("weight", "bias")]
+        else:
+            state = torch.load(init, weights_only=True)
+            missing = model.load_state_dict(state.get("model", state), strict=False).missing_keys
+        model.hf.tie_weights()
+        parameters = dict(model.named_parameters())
+        for name in missing:
+            nn.init.zeros_(parameters[name])
 
     def _groups(
         self, of_vision: bool
@@ -163,7 +191,7 @@ class Trainer:
         }
         count = self.o.rows // self.world
         if self.o.freeze_language:
-            pictures = [canvases.picture(self.rng) for _ in range(count)]
+            pictures = [canvases.picture(self.rng, self.o.scenes) for _ in range(count)]
             rows = [self.maker.row(Sample((picture,), ()), []) for picture in pictures]
         else:
             rows = [
@@ -207,8 +235,12 @@ class Trainer:
                     at.append(guide.at + offset)
                 offset += len(mask)
             pointer = losses.pointer_loss(model.raux(out.pointing[torch.cat(at)]), batch.pointed)
+            box = losses.box_loss(
+                model.rbaux(out.pointing[torch.cat(at)]), batch.pointed[:, BOX_OF_POINTED]
+            )
             values["pointer"] += pointer.item() / parts
-            loss = loss + 0.1 * pointer / parts
+            values["pointbox"] += box.item() / parts
+            loss = loss + (0.1 * pointer + 0.1 * box) / parts
         if cells is not None:
             token = losses.token_loss(
                 model.taux(out.early[batch.cells_at]), batch.cell_labels[batch.order]
@@ -222,9 +254,16 @@ class Trainer:
     def _cell_loss(self, cells: Tensor, table: Tensor, parts: int, values: Values) -> Tensor:
         cell = losses.cell_loss(self.model.aux(cells), self.model.iaux(cells), table)
         align = self.align(cells, self.model.embedding, table)
+        box, edge = self._box_losses(cells, table)
         values["cell"] += cell.item() / parts
         values["align"] += align.item() / parts
-        return (cell + 0.5 * align) / parts
+        values["box"] += box.item() / parts
+        values["edge"] += edge.item() / parts
+        return (cell + 0.5 * align + self.o.boxes * (box + edge)) / parts
+
+    def _box_losses(self, cells: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        box, edge = self.model.baux(cells).split((sum(BOX_CLASSES), 4 * N_EDGE), -1)
+        return losses.box_loss(box, table[:, L.BOX]), losses.edge_loss(edge, table[:, L.EDGES])
 
     def _canvas_loss(self, values: Values) -> Tensor:
         canvas = canvases.batch(self.canvas_rng)
@@ -234,7 +273,8 @@ class Trainer:
         align = self.align(cells, self.model.embedding, canvas.cell_labels)
         values["canvas"] += cell.item()
         values["patch"] += patch.item()
-        return patch / 1.5 + cell + 0.5 * align
+        box, edge = self._box_losses(cells, canvas.cell_labels)
+        return patch / 1.5 + cell + 0.5 * align + 0.5 * self.o.boxes * (box + edge)
 
     def _average_gradients(self, clock: float, due: bool) -> tuple[float, bool]:
         """All-reduce gradients together with the clock and the wish to evaluate of process 0."""
@@ -253,6 +293,7 @@ class Trainer:
     def report(self) -> None:
         """Evaluate, print, append to the log and save."""
         result = {} if self.o.freeze_language else self.evaluate()
+        result |= {"boxes": self.box_overlap()}
         if self.rank != 0:
             return
         result |= {"step": self.step, "seconds": round(self.elapsed)}
@@ -282,6 +323,47 @@ class Trainer:
         self.step, self.elapsed = state["step"], state["elapsed"]
 
     @torch.no_grad()
+    def box_overlap(self, count: int = 80) -> str:
+        """Share of things whose box is found (intersection over union of 0.7) and mean overlap.
+
+        Read off the middle cell by the head of the vision tower, and off the last written
+        coordinate by the head of the language model: what the model sees, and what it has when it
+        writes.
+        """
+        rng = random.Random(EVAL_SEED + 2)
+        samples = [make_sample(rng, "shapes") for _ in range(count)]
+        seen, known = [], []
+        for sample in samples:
+            questions = [q for q in sample.questions if q.family == "where"]
+            row = self.maker.row(sample, questions)
+            batch = collate([row])
+            assert batch.pixels is not None
+            cells, _ = self.model.vision(batch.pixels, batch.patch_positions, batch.groups)
+            found = losses.boxes_of(self.model.baux(cells)[:, : sum(BOX_CLASSES)])
+            picture, middles = sample.pictures[0], row.media[0].labels.centre_of
+            seen += [
+                overlap(tuple(found[cell].tolist()), picture.box(i))
+                for i, cell in enumerate(middles)
+            ]
+            if self.o.freeze_language or row.guide is None:
+                continue
+            out = self.model.text(
+                batch.ids, batch.positions, batch.masks, cells[batch.order], batch.cells_at
+            )
+            used = batch.pointed[:, 4] > 0
+            said = losses.boxes_of(self.model.rbaux(out.pointing[row.guide.at[used]]))
+            true = (batch.pointed[used, BOX_OF_POINTED] - 1) / 100
+            known += [
+                overlap(tuple(a), tuple(b))
+                for a, b in zip(said.tolist(), true.tolist(), strict=True)
+            ]
+        return " ".join(
+            f"{np.mean(np.array(values) >= 0.7):.2f}/{np.mean(values):.2f}"
+            for values in (seen, known)
+            if values
+        )
+
+    @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
         """Share of exactly right answers per family: trained phrasings / held-out phrasings.
 
@@ -293,7 +375,7 @@ class Trainer:
         right: list[Counter[str]] = [Counter(), Counter()]
         total: list[Counter[str]] = [Counter(), Counter()]
         for new_phrasing, batch in self._eval:
-            hits = predict(self.model, batch) == batch.targets
+            hits = (predict(self.model, batch) == batch.targets) | ~batch.in_words
             position = 0
             for answers in batch.answers:
                 for answer in answers:
