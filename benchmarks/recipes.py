@@ -87,10 +87,14 @@ def ask(vlm: QwenVL, per_family: int) -> list[Asked]:
     end = vlm.tokenizer.token_id("<|im_end|>")
     asked = []
     for family in FAMILIES:
+        if family.startswith("box"):  # answered by boxes: there are no words to score
+            continue
         for images, question, answer in held_out(family, SEED, per_family):
             turns = [user_message(question, images)]
             built = build_prompt(turns, vlm.template, vlm.tokenizer, vlm.processor.open)
-            tokens = np.array([*vlm.tokenizer.encode(answer), end], dtype=np.int32)
+            # A box follows the words of a "where" answer.
+            ending = [] if family == "where" else [end]
+            tokens = np.array([*vlm.tokenizer.encode(answer), *ending], dtype=np.int32)
             fed = Prompt(np.concatenate([built.token_ids, tokens[:-1]]), built.slots)
             case = Asked(fed, tokens, np.empty(0))
             asked.append(replace(case, log_probs=log_probs(vlm, case)))

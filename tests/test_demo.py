@@ -5,17 +5,22 @@ A family's floor is what the card reports less what chance may take from 40 ques
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
+from examples.train_demo.boxes import in_words
+from examples.train_demo.evaluate_boxes import GOOD, overlaps
 from examples.train_demo.questions import FAMILIES, held_out
-from examples.train_demo.scenes import TRAINED_FONTS, load_font
+from examples.train_demo.scenes import SHAPES, TRAINED_FONTS, Thing, load_font, paint
 from mlx_qwenvl import QwenVL, load
 from mlx_qwenvl.weights.resolve import DEMO_FOLDER
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "images"
 QUESTIONS = 40  # of each family
+POINTED_AT = 60  # pictures to point at
+TURNS = (-0.25, 0.25)  # rad, of a star
 MAX_FOLDER_BYTES = 8 * 1024**2
 
 FLOORS = {
@@ -69,10 +74,10 @@ SHOWN = {
 
 
 def right(vlm: QwenVL, family: str) -> float:
-    """Share of held-out questions that are answered word for word."""
+    """Share of held-out questions that are answered word for word, boxes apart."""
     asked = held_out(family, seed=2026, n=QUESTIONS)
     answers = [
-        vlm.generate(question, images=images, temperature=0, max_tokens=80).text
+        in_words(vlm.generate(question, images=images, temperature=0, max_tokens=80).text)
         for images, question, _ in asked
     ]
     return sum(a == e for a, (_, _, e) in zip(answers, asked, strict=True)) / QUESTIONS
@@ -96,6 +101,26 @@ def test_held_out_questions_are_answered_as_the_card_says(demo: QwenVL, family: 
 @pytest.mark.parametrize(("recipe", "floor"), [("8bit", 0.92), ("4bit", 0.85)])
 def test_quantized_it_still_finds_things(recipe: str, floor: float) -> None:
     assert right(load("demo", quantize=recipe), "where") >= floor
+
+
+@pytest.mark.parametrize(("family", "floor"), [("where", 0.9), ("box", 0.9)])
+def test_its_boxes_fit_what_was_drawn(demo: QwenVL, family: str, floor: float) -> None:
+    measured = overlaps(demo, family, POINTED_AT, seed=2026)
+    assert sum(min(question) >= GOOD for question in measured) >= floor * POINTED_AT
+
+
+def test_the_true_boxes_are_those_of_the_drawn_pixels() -> None:
+    black, rng = (0, 0, 0), random.Random(3)
+    for shape in SHAPES:
+        x, y, radius, turn = (rng.uniform(*span) for span in ((45, 55), (45, 55), (15, 40), TURNS))
+        thing = Thing(shape, "white", 1, 1, x, y, radius, turn, (255, 255, 255))
+        image = paint([thing], (100, 100), black)
+        drawn = image.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+        assert drawn == pytest.approx(thing.bounds, abs=1.5), shape
+
+
+def test_what_is_not_there_gets_no_box(demo: QwenVL) -> None:
+    assert right(demo, "box_of_none") >= 0.9
 
 
 @pytest.mark.parametrize("name", SHOWN)

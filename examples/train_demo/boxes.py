@@ -12,10 +12,10 @@ from examples.train_demo.scenes import Box
 
 FRAME: Final = 1000  # units per side of the picture, whatever its shape
 BINS: Final = 100  # written coordinates are multiples of 10: the last digit carries nothing
+REF_START: Final = "<|object_ref_start|>"
 BOX_START: Final = "<|box_start|>"
 BOX_END: Final = "<|box_end|>"
-BOX: Final = re.compile(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>")
-GROUNDED: Final = re.compile(r"<\|object_ref_start\|>[^<]*<\|object_ref_end\|>" + BOX.pattern)
+CORNERS: Final = re.compile(r"<\|box_start\|>[\d(),]*<\|box_end\|>")
 
 
 def bins(box: Box) -> tuple[int, ...]:
@@ -31,21 +31,17 @@ def corners(box: Box) -> str:
 
 def grounded(phrase: str, written: str) -> str:
     """A phrase and the corners of its box between their special tokens."""
-    return f"<|object_ref_start|>{phrase}<|object_ref_end|>{BOX_START}{written}{BOX_END}"
+    return f"{REF_START}{phrase}<|object_ref_end|>{BOX_START}{written}{BOX_END}"
 
 
-def parse(answer: str) -> list[Box]:
-    """The boxes that an answer writes, as fractions of the picture."""
-    found = []
-    for match in BOX.finditer(answer):
-        x1, y1, x2, y2 = (int(edge) / FRAME for edge in match.groups())
-        found.append((x1, y1, x2, y2))
-    return found
+def in_words(answer: str) -> str:
+    """What an answer says before its first box."""
+    return answer.partition(REF_START)[0].rstrip()
 
 
-def without(answer: str) -> str:
-    """The answer's sentence before its boxes."""
-    return GROUNDED.sub("", answer).strip(" ,")
+def without_numbers(answer: str) -> str:
+    """An answer whose boxes have lost their coordinates, to compare everything else."""
+    return CORNERS.sub(BOX_START + BOX_END, answer)
 
 
 def overlap(a: Box, b: Box) -> float:

@@ -3,8 +3,8 @@
 Per family: trained phrasings, phrasings never trained, and (for text) fonts never trained; then the
 loss under simulated 8-bit and 4-bit weights. An answer counts when every token of it, and the end
 token, is the most likely one after the right prefix, which is the same as greedy decoding giving
-exactly that answer. `--generate` asks transformers itself instead: its processor, its model, its
-generate().
+exactly that answer; the coordinates of boxes are left out (see `evaluate_boxes`). `--generate` asks
+transformers itself instead: its processor, its model, its generate().
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
+from examples.train_demo.boxes import without_numbers
 from examples.train_demo.marks import plain
 from examples.train_demo.model import DemoModel, make_config
 from examples.train_demo.questions import FAMILIES, held_out_samples
@@ -158,12 +159,16 @@ class Generator:
             do_sample=False,
             **inputs,
         )
-        answer: str = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        return answer
+        # The tokens around a box are special ones too: only the end is taken away.
+        answer: str = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=False)
+        return answer.removesuffix("<|im_end|>")
 
 
 def generated(folder: Path, count: int, seed: int) -> Iterator[tuple[str, str, str, str]]:
-    """(family, question, expected, answer) of `count` questions per family, by transformers."""
+    """(family, question, expected, answer) of `count` questions per family, by transformers.
+
+    Coordinates are left out of both answers; `evaluate_boxes` measures them.
+    """
     generator = Generator(folder)
     for family in FAMILIES:
         for i, (sample, question) in enumerate(
@@ -175,8 +180,8 @@ def generated(folder: Path, count: int, seed: int) -> Iterator[tuple[str, str, s
             yield (
                 family + ("*" if i >= count else ""),
                 asked,
-                plain(question.answer),
-                generator.ask(images, asked),
+                without_numbers(plain(question.answer)),
+                without_numbers(generator.ask(images, asked)),
             )
 
 

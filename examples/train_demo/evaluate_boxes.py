@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from PIL import Image
 
-from examples.train_demo.boxes import overlap, parse
+from examples.train_demo.boxes import overlap
 from examples.train_demo.questions import held_out_boxes
 from mlx_qwenvl import QwenVL, load
+from mlx_qwenvl.grounding.boxes import Box
 
 FAMILIES: Final = ("where", "box", "box_all")
 GOOD: Final = 0.7  # intersection over union
@@ -29,13 +31,19 @@ def overlaps(
     for image, question, true in held_out_boxes(
         seed, count, family=family, new_phrasing=new_phrasing
     ):
-        answer = vlm.generate(question, images=[image], temperature=0, max_tokens=120).text
-        found = parse(answer)
+        reply = vlm.generate(question, images=[image], temperature=0, max_tokens=120)
+        found = [fractions(box, image) for box in reply.boxes]
         if len(found) != len(true):
             out.append([0.0] * len(true))
         else:
             out.append([overlap(a, b) for a, b in zip(found, true, strict=True)])
     return out
+
+
+def fractions(box: Box, image: Image.Image) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of a box as fractions of its picture."""
+    x1, y1, x2, y2 = box.xyxy
+    return x1 / image.width, y1 / image.height, x2 / image.width, y2 / image.height
 
 
 def line(family: str, phrasing: str, measured: list[list[float]]) -> str:

@@ -71,7 +71,7 @@ def held_out(family: str, seed: int, n: int) -> list[tuple[list[Image.Image], st
 
 def before_boxes(question: Question) -> str:
     """What the answer says in words, without the boxes that may follow."""
-    return boxes.without(plain(question.answer))
+    return boxes.in_words(plain(question.answer))
 
 
 def held_out_boxes(
