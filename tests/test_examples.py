@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import plistlib
 import re
@@ -183,10 +182,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.skipif(
-    not hasattr(importlib.import_module("mlx_qwenvl.chat"), "main"),
-    reason="there is no `mlx-qwenvl chat` in this checkout",
-)
 def test_the_scripted_conversation_is_answered(path: Path) -> None:
     done = subprocess.run(
         [EXAMPLES / "interactive.sh"],
