@@ -146,8 +146,8 @@ class Terminal:
     def leave(self) -> int:
         """Wait for the end and give the exit code."""
         end = time.monotonic() + PATIENCE
-        while self.read() and time.monotonic() < end:
-            pass
+        while self.read():
+            assert time.monotonic() < end, f"it does not end:\n{self.text}"
         _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
         return self.status

@@ -69,11 +69,8 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(endless: Path, tmp_path: Path) -> N
 def test_previews_reach_a_terminal_that_can_and_no_color_is_respected() -> None:
     env = {"TERM_PROGRAM": "iTerm.app", "NO_COLOR": "1"}
     with Terminal("--model", "demo", "--preview", "--no-history", cwd=IMAGES, env=env) as terminal:
-        terminal.wait_for_prompt()
-        terminal.type(f"{ASK}\r")
-        terminal.wait("a blue square")
-        terminal.type("\\nothing\r")
-        terminal.wait("no command")
+        terminal.ask(ASK)
+        terminal.ask("\\nothing")
         terminal.type("\x04")
         assert terminal.leave() == 0
     assert b"\x1b]1337;File=inline=1;" in terminal.raw
