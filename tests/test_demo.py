@@ -53,7 +53,7 @@ FLOORS = {
     "read_1_digits": 0.92,
     "read_2_digits": 0.85,
     "read_3_digits": 0.75,
-    "read_word": 0.88,
+    "read_word": 0.8,
 }
 
 # The README's picture and its neighbours, with what they show.
@@ -103,7 +103,7 @@ def test_quantized_it_still_finds_things(recipe: str, floor: float) -> None:
     assert right(load("demo", quantize=recipe), "where") >= floor
 
 
-@pytest.mark.parametrize(("family", "floor"), [("where", 0.9), ("box", 0.9)])
+@pytest.mark.parametrize(("family", "floor"), [("where", 0.9), ("box", 0.8)])
 def test_its_boxes_fit_what_was_drawn(demo: QwenVL, family: str, floor: float) -> None:
     measured = overlaps(demo, family, POINTED_AT, seed=2026)
     assert sum(min(question) >= GOOD for question in measured) >= floor * POINTED_AT
