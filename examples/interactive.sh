@@ -5,6 +5,6 @@ cd "$(dirname "$0")" || exit 1
 exec mlx-qwenvl chat --model demo <<'SAID'
 Hello!
 \image images/shapes.png What is shown in this image?
-How many shapes are there?
+What color is the circle?
 \exit
 SAID

@@ -191,7 +191,7 @@ def test_the_scripted_conversation_is_answered(path: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    assert_said(["Hello!", SHOWN["shapes.png"], "two shapes"], done.stdout)
+    assert_said(["Hello!", SHOWN["shapes.png"], "The circle is red."], done.stdout)
 
 
 @pytest.fixture
