@@ -8,6 +8,7 @@ from typing import cast
 
 from mlx_qwenvl.command import announce_demo
 from mlx_qwenvl.engine.options import CallOptions
+from mlx_qwenvl.extracting.form import Form, read_form
 from mlx_qwenvl.vlm import QwenVL, load
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.resolve import DEMO
@@ -67,6 +68,12 @@ def options_of(arguments: argparse.Namespace) -> CallOptions:
     """What `add_answer` was told, as `generate` and its kin take it."""
     told = {name: value for name, value in vars(arguments).items() if name in _OPTIONS}
     return cast(CallOptions, told)
+
+
+def form_of(arguments: argparse.Namespace) -> Form | None:
+    """What `add_form` was told."""
+    text = arguments.extract if arguments.schema is None else arguments.schema
+    return None if text is None else read_form(text)
 
 
 def load_model(

@@ -15,6 +15,7 @@ from mlx_qwenvl.arguments import (
     add_answer,
     add_form,
     add_model,
+    form_of,
     load_model,
     options_of,
 )
@@ -36,7 +37,7 @@ from mlx_qwenvl.engine.reply import Reply
 from mlx_qwenvl.engine.scheduler import MAX_RUNNING
 from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
 from mlx_qwenvl.extracting.answer import read_answer
-from mlx_qwenvl.extracting.form import Form, read_form
+from mlx_qwenvl.extracting.form import Form
 
 PROGRAM = "mlx-qwenvl batch"
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    options, form = options_of(arguments), _form(arguments)
+    options, form = options_of(arguments), form_of(arguments)
     if form is not None:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
@@ -165,11 +166,6 @@ def _summary(counts: Counts, total: int, seconds: float, unit: str) -> str:
         f"{counts.answered} of {total} answered{same}, {counts.skipped} were done before, "
         f"{counts.failed} failed{why}; {seconds:.1f} s{speed}"
     )
-
-
-def _form(arguments: argparse.Namespace) -> Form | None:
-    text = arguments.schema or arguments.extract
-    return None if text is None else read_form(text)
 
 
 def _data(reply: Reply) -> dict[str, object]:

@@ -19,6 +19,7 @@ from mlx_qwenvl.arguments import (
     add_answer,
     add_form,
     add_model,
+    form_of,
     load_model,
     options_of,
 )
@@ -28,7 +29,6 @@ from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.errors import MediaError, OptionError, PromptError
 from mlx_qwenvl.extracting.answer import read_answer
-from mlx_qwenvl.extracting.form import Form, read_form
 from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
 from mlx_qwenvl.grounding.picture_file import PictureFile
@@ -83,12 +83,15 @@ def _answer(arguments: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("mlx_qwenvl").setLevel(logging.INFO)
     options = _options(arguments)
-    form = _form(arguments)
+    _check_style(arguments)
+    form = form_of(arguments)
     if form is not None:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     images = _images(arguments)
-    drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, bool(images))
+    if arguments.draw is not None and not images:
+        raise PromptError("--draw: there is no picture to draw on; give one (--image)")
+    drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, "--draw")
     question = _question(arguments)
     if form is not None and arguments.extract:
         question = form.question(question)
@@ -137,13 +140,11 @@ def _options(arguments: argparse.Namespace) -> CallOptions:
     return options
 
 
-def _form(arguments: argparse.Namespace) -> Form | None:
+def _check_style(arguments: argparse.Namespace) -> None:
     if arguments.style and not arguments.extract:
         raise OptionError("--as says how --extract prints; give the fields with --extract")
     if arguments.style and arguments.json:
         raise OptionError("--json prints an object with the data in it; give either it or --as")
-    text = arguments.schema or arguments.extract
-    return None if text is None else read_form(text)
 
 
 def _images(arguments: argparse.Namespace) -> list[ImageSource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,3 +76,32 @@ def run(
             raise
     seconds = time.perf_counter() - begin
     return Ran(process.returncode, out.decode(), err.decode(), seconds)
+
+
+def interrupted_while_loading(folder: Path, *arguments: str | Path) -> tuple[int, str, list[str]]:
+    """What a command leaves that gets Ctrl-C while it reads a model's folder.
+
+    Args:
+        folder: The model's, whose config.json becomes a pipe that nobody writes to.
+        arguments: Of this Python.
+
+    Returns:
+        Exit code, standard output, and standard error line by line.
+    """
+    config = folder / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    with start(*arguments) as process:
+        # A pipe can be opened for writing without waiting only once someone reads it.
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                held = os.open(config, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=PATIENCE)
+    os.close(held)
+    return process.returncode, out.decode(), errors.decode().splitlines()

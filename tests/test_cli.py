@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,14 @@ import pytest
 from mlx_qwenvl import Chunk, QwenVL
 from mlx_qwenvl.arguments import DEFAULT_QUESTION
 from mlx_qwenvl.generate import main
-from tests.command_lines import GENERATE, PATIENCE, SHAPES, run, start
+from tests.command_lines import (
+    GENERATE,
+    PATIENCE,
+    SHAPES,
+    interrupted_while_loading,
+    run,
+    start,
+)
 from tests.faults import make_endless
 
 Answer = Callable[..., dict[str, Any]]
@@ -300,23 +306,8 @@ def test_interrupted_json_keeps_its_text_too(
 
 def test_interruption_while_loading_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "slow")
-    (folder / "config.json").unlink()
-    os.mkfifo(folder / "config.json")
-    with start(*GENERATE, "--model", folder, "Hello") as process:
-        # A pipe can be opened for writing without waiting only once someone reads it.
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                held = os.open(folder / "config.json", os.O_WRONLY | os.O_NONBLOCK)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < end
-                time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=PATIENCE)
-    os.close(held)
-    assert (process.returncode, out) == (130, b"")
-    assert errors.decode().splitlines() == ["mlx-qwenvl generate: interrupted"]
+    code, out, errors = interrupted_while_loading(folder, *GENERATE, "--model", folder, "Hello")
+    assert (code, out, errors) == (130, "", ["mlx-qwenvl generate: interrupted"])
 
 
 def test_reader_that_leaves_early_causes_no_traceback(endless_folder: Path) -> None:

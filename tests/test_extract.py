@@ -267,3 +267,11 @@ def test_draw_saves_the_picture_and_says_where_nothing_was_pointed_at(
 def test_draw_needs_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "demo", "--draw", "x.png", "Hello!"]) == 2
     assert "no picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--schema", "--extract"])
+def test_an_empty_form_is_refused_and_not_passed_over(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "no such model", "--image", str(SHAPES), option, ""]) == 2
+    assert "expected a field's name" in capsys.readouterr().err

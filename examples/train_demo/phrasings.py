@@ -24,6 +24,10 @@ PHRASINGS: Final[dict[str, Phrasings]] = {
             "Can you describe the {img}?",
             "Describe it.",
             "Describe the {img} in detail.",
+            # As the examples of other programs ask.
+            "What is shown in this {img}? Write a detailed response analyzing the scene.",
+            "What is depicted here? Please describe the scene in detail.",
+            "Please describe the scene in detail.",
         ),
         ("Please describe this {img} in detail.", "Could you describe what you see?"),
     ),

@@ -13,14 +13,13 @@ import fcntl
 import json
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 from mlx_qwenvl.errors import OptionError, QwenVLError
+from mlx_qwenvl.whole_file import written_whole
 
 START = b'{"image": "'  # of every line that is written here
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -182,33 +181,19 @@ class FileLines:
 
     def _without_obsolete(self) -> None:
         """Write the file anew without some of its lines; where that fails they stay."""
-        draft = None
-        try:
-            with (
-                tempfile.NamedTemporaryFile(
-                    dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
-                ) as aside,
-                os.fdopen(os.dup(self._file), "rb") as file,
-            ):
-                draft = aside.name
-                begin = 0
-                for place in sorted(self._obsolete):
-                    file.seek(begin)
-                    _copy(file, aside, place - begin)
-                    file.seek(place)
-                    begin = place + len(file.readline())
+        with (
+            contextlib.suppress(OSError),
+            written_whole(self.path) as aside,
+            os.fdopen(os.dup(self._file), "rb") as file,
+        ):
+            begin = 0
+            for place in sorted(self._obsolete):
                 file.seek(begin)
-                shutil.copyfileobj(file, aside)
-                aside.flush()
-                os.fchmod(aside.fileno(), stat.S_IMODE(os.fstat(self._file).st_mode))
-                os.fsync(aside.fileno())
-                os.replace(draft, self.path)
-        except BaseException as error:
-            if draft is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(draft)
-            if not isinstance(error, OSError):
-                raise
+                _copy(file, aside, place - begin)
+                file.seek(place)
+                begin = place + len(file.readline())
+            file.seek(begin)
+            shutil.copyfileobj(file, aside)
 
 
 def encoded(entry: Entry) -> bytes:

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from mlx_qwenvl.chatting.clean import MARK_FIRST, MARK_LAST, clean
-from mlx_qwenvl.grounding.boxes import MARKED, MARKS, Box, find_boxes, without_marks
+from mlx_qwenvl.grounding.boxes import MARKED, Box, find_boxes, mark_begun, without_marks
 from mlx_qwenvl.grounding.draw import COLORS, color_of
 from mlx_qwenvl.grounding.frame import FRAME, Frame
 
@@ -46,7 +46,7 @@ class Pointer:
             opened = _OPEN.search(self._held)
             if opened is None or opened.start():
                 plain = self._held if opened is None else self._held[: opened.start()]
-                cut = len(plain) if opened or is_end else _mark_begun(plain)
+                cut = len(plain) if opened or is_end else mark_begun(plain)
                 shown.append(_plain(plain[:cut]))
                 self._held = self._held[cut:]
                 if cut < len(plain) or opened is None:
@@ -96,10 +96,3 @@ def _group(held: str) -> int | None:
 
 def _plain(text: str) -> str:
     return clean(without_marks(text))
-
-
-def _mark_begun(text: str) -> int:
-    """Where the beginning of a mark stands at the end of a text, or its length."""
-    begun = text.rfind("<")
-    is_mark = begun >= 0 and any(mark.startswith(text[begun:]) for mark in MARKS)
-    return begun if is_mark else len(text)

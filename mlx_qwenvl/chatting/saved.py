@@ -10,8 +10,6 @@ import base64
 import binascii
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, Token
 from mlx_qwenvl.inputs.source import shown
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.vlm import QwenVL
+from mlx_qwenvl.whole_file import written_whole
 
 FORMAT: Final = "mlx-qwenvl chat"
 VERSION: Final = 1
@@ -70,20 +69,10 @@ def save(session: Session, path: Path) -> int:
                 f"{_named(path)} is there already and is no saved conversation; take another name"
             )
         text = json.dumps(_as_json(session), ensure_ascii=False)
-        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            size = os.stat(draft).st_size
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        with written_whole(path, 0o600) as file:  # for its owner alone
+            return file.write(f"{text}\n".encode("utf-8", "replace"))
     except OSError as error:
         raise QwenVLError(f"{_named(path)} cannot be written: {error.strerror}") from None
-    return size
 
 
 def check_saved(path: Path) -> None:

@@ -9,21 +9,21 @@ from typing import cast
 
 from PIL import Image
 
+from mlx_qwenvl.arguments import DEFAULT_QUESTION
 from mlx_qwenvl.chatting.picture import Picture
 from mlx_qwenvl.chatting.settings import for_retry
 from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine.options import CallOptions
-from mlx_qwenvl.engine.reply import Chunk, Timings, Usage, boxes_of
-from mlx_qwenvl.errors import MediaError, PromptError
+from mlx_qwenvl.engine.reply import Chunk, Timings, Usage, as_given, boxes_of
+from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.grounding.boxes import Box
 from mlx_qwenvl.grounding.draw import draw_boxes
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart
 from mlx_qwenvl.vlm import QwenVL
 
-DESCRIBE = "Describe this image."  # where a picture comes without a question
-DESCRIBE_ALL = "Describe these images."
+DESCRIBE_ALL = "Describe these images."  # where several come without a question
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Session:
     ) -> Generator[Chunk, None, None]:
         """Ask, and give the conversation back as it was where nothing comes of it."""
         if not text and pictures:
-            text = DESCRIBE if len(pictures) == 1 else DESCRIBE_ALL
+            text = DEFAULT_QUESTION if len(pictures) == 1 else DESCRIBE_ALL
         before = list(self.chat.messages)
         if replaces:
             self._take_back()
@@ -228,13 +228,7 @@ class Session:
         if not pictures:
             raise PromptError("there is no picture to draw on")
         seen, given = pictures[boxes[-1].image if boxes else -1]
-        try:
-            picture = None if given is None else open_image(given)
-        except MediaError:  # an original of a loaded file may be damaged
-            picture = None
-        if picture is None or picture.size != seen.source_size:
-            picture = seen.to_image().resize(seen.source_size, Image.Resampling.BICUBIC)
-        return draw_boxes(picture, boxes)
+        return draw_boxes(as_given(seen, given), boxes)
 
     # --- What changes it ------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from mlx_qwenvl.chatting.saved import read_saved, save
 from mlx_qwenvl.chatting.screen import Screen
 from mlx_qwenvl.chatting.session import Session, parts_of
 from mlx_qwenvl.chatting.settings import SETTERS, changed, described
+from mlx_qwenvl.engine.job import fault_of
 from mlx_qwenvl.engine.options import CallOptions
 from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.errors import MemoryExceeded, OptionError, PromptError, QwenVLError
@@ -96,10 +97,10 @@ class Talk:
             place = f": {error.filename}" if error.filename else ""
             self._fail(f"{error.strerror or type(error).__name__}{place}")
         except (MemoryError, RuntimeError) as error:
-            # MLX says "Attempting to allocate ..." of a buffer that the GPU cannot hold.
-            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            fault = fault_of(error)
+            if fault is error:
                 raise
-            self._fail("out of memory; --max-pixels N or a smaller model needs less")
+            self._fail(str(fault))
         return True
 
     def _fail(self, message: str) -> None:
@@ -264,11 +265,7 @@ class Talk:
         self.screen.say(tables.boxes_table(boxes))
         if argument:
             path = _path(argument, "")
-            try:
-                file = PictureFile.at(str(path), True)
-            except OptionError as error:
-                raise OptionError(str(error).replace("--draw", "\\boxes")) from None
-            file.save(self.session.drawn())
+            PictureFile.at(str(path), "\\boxes").save(self.session.drawn())
             self.screen.note(f"drawn into {path}")
         elif self._previews:
             self.screen.picture(self.session.drawn())

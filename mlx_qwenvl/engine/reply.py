@@ -229,20 +229,12 @@ class Reply:
         index = self.boxes[-1].image if self.boxes else len(self.pictures) - 1
         if on is not None:
             return draw_boxes(open_image(on), self.boxes)
-        return draw_boxes(self._original(index), self.boxes)
+        return draw_boxes(self._given(index), self.boxes)
 
-    def _original(self, index: int) -> Image.Image:
-        """A picture as it was given, or as the model saw it where that is gone or has changed."""
-        seen = self.pictures[index]
+    def _given(self, index: int) -> Image.Image:
+        """A picture as the caller gave it."""
         source = self.sources[index] if index < len(self.sources) else None
-        is_near = source is not None and not str(source).startswith(("http:", "https:"))
-        try:
-            picture = open_image(source) if is_near and source is not None else None
-        except MediaError:
-            picture = None
-        if picture is None or picture.size != seen.source_size:
-            return seen.to_image().resize(seen.source_size, Image.Resampling.BICUBIC)
-        return picture
+        return as_given(self.pictures[index], source)
 
     def _repr_markdown_(self) -> str:
         """The answer as a notebook shows it, below its pictures and above its figures."""
@@ -259,7 +251,7 @@ class Reply:
 
     def _drawn_small(self) -> Image.Image:
         """The picture with its boxes, of a size for notebooks."""
-        picture = self._original(self.boxes[-1].image).copy()  # it may be the caller's own
+        picture = self._given(self.boxes[-1].image).copy()  # it may be the caller's own
         picture.thumbnail((shown.DRAWN_SIDE, shown.DRAWN_SIDE))
         return self.draw(on=picture)
 
@@ -298,3 +290,23 @@ def boxes_of(text: str, pictures: Sequence[ImagePatches]) -> tuple[Box, ...]:
         pictures: The conversation's, as the model saw them.
     """
     return find_boxes(text, [Frame(seen.source_size, seen.orientation) for seen in pictures])
+
+
+def as_given(seen: ImagePatches, source: ImageSource | None) -> Image.Image:
+    """A picture as it was given, upright, or as the model saw it where that is gone or has changed.
+
+    Args:
+        seen: The picture as the model saw it.
+        source: What the caller gave; None where that is not known. No network is asked for it.
+
+    Returns:
+        The picture at its original size.
+    """
+    is_far = isinstance(source, str) and source.lower().startswith(("http:", "https:"))
+    try:
+        picture = None if source is None or is_far else open_image(source)
+    except MediaError:
+        picture = None
+    if picture is None or picture.size != seen.source_size:
+        return seen.to_image().resize(seen.source_size, Image.Resampling.BICUBIC)
+    return picture

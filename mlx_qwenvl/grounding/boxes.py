@@ -110,6 +110,13 @@ def without_marks(text: str) -> str:
     return _MARKS.sub("", text)
 
 
+def mark_begun(text: str) -> int:
+    """Where the beginning of a mark stands at the end of a text, or the text's length."""
+    begun = text.rfind("<")
+    is_mark = begun >= 0 and any(mark.startswith(text[begun:]) for mark in MARKS)
+    return begun if is_mark else len(text)
+
+
 class MarkFilter:
     """`without_marks` for an answer that comes in pieces."""
 
@@ -119,9 +126,7 @@ class MarkFilter:
     def feed(self, text: str) -> str:
         """What may be shown now; the beginning of a mark waits for its end."""
         text = without_marks(self._held + text)
-        begun = text.rfind("<")
-        is_mark = begun >= 0 and any(mark.startswith(text[begun:]) for mark in MARKS)
-        cut = begun if is_mark else len(text)
+        cut = mark_begun(text)
         self._held = text[cut:]
         return text[:cut]
 

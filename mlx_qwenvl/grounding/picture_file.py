@@ -1,15 +1,14 @@
-"""`--draw FILE`: where the picture with its boxes goes."""
+"""The file that a picture with its boxes goes to."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from mlx_qwenvl.errors import OptionError, PromptError
+from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.whole_file import written_whole
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,22 @@ class PictureFile:
     format: str
 
     @classmethod
-    def at(cls, path: str, has_picture: bool) -> PictureFile:
+    def at(cls, path: str, asked_by: str) -> PictureFile:
         """A file that can be written, as far as that is known beforehand.
 
         Args:
             path: The file; its ending says the format.
-            has_picture: Whether the question has a picture.
+            asked_by: The option or command that names it, for errors.
 
         Raises:
             OptionError: The ending names no format, or the folder is missing.
-            PromptError: There is no picture.
         """
-        if not has_picture:
-            raise PromptError(f"--draw {path}: there is no picture to draw on; give one (--image)")
         file = Path(path)
         name = Image.registered_extensions().get(file.suffix.lower())
         if name not in Image.SAVE:
-            raise OptionError(f"--draw {path}: expected a file such as boxes.png or boxes.jpg")
+            raise OptionError(f"{asked_by} {path}: expected a file such as boxes.png")
         if not file.parent.is_dir():
-            raise OptionError(f"--draw {path}: there is no folder {file.parent}")
+            raise OptionError(f"{asked_by} {path}: there is no folder {file.parent}")
         return cls(file, name)
 
     def save(self, picture: Image.Image) -> None:
@@ -52,18 +48,5 @@ class PictureFile:
         Raises:
             OSError: It cannot be written.
         """
-        descriptor, draft = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                picture.save(file, self.format)
-            os.chmod(draft, 0o666 & ~_umask())
-            os.replace(draft, self.path)
-        except BaseException:
-            os.unlink(draft)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with written_whole(self.path) as file:
+            picture.save(file, self.format)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from mlx_qwenvl.errors import CheckpointError, QwenVLError
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.weights.resolve import DEMO
+from mlx_qwenvl.whole_file import written_whole
 
 VARIABLE = "MLX_QWENVL_MODEL"
 
@@ -57,11 +57,8 @@ def choose_model(name: str) -> Path:
         settings = {}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a full disk cannot leave half a file.
-        with tempfile.TemporaryDirectory(prefix=".settings-", dir=file.parent) as aside:
-            draft = Path(aside) / file.name
-            draft.write_text(json.dumps(settings | {"model": name}, indent=2), encoding="utf-8")
-            os.replace(draft, file)
+        with written_whole(file) as draft:
+            draft.write(json.dumps(settings | {"model": name}, indent=2).encode())
     except OSError as error:
         raise QwenVLError(f"{file} cannot be written: {error.strerror}") from None
     return file

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from tests.batching.conftest import COUNT, GREEDY, Gallery
-from tests.command_lines import PATIENCE, ROOT, run, start
+from tests.command_lines import PATIENCE, ROOT, interrupted_while_loading, run, start
 
 BATCH = ("-m", "mlx_qwenvl.batch", "--model", "demo", "--prompt", COUNT, "--temperature", "0")
 SLOWLY = (*BATCH, "--max-running", "2", "--max-tokens", str(GREEDY["max_tokens"]))
@@ -106,23 +106,10 @@ def test_interrupted_while_a_host_is_silent_it_leaves_all_the_same(
 
 def test_interrupted_before_it_asks_anything_is_one_line(tmp_path: Path, tiny_folder: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "slow")
-    (folder / "config.json").unlink()
-    os.mkfifo(folder / "config.json")
     command = ("-m", "mlx_qwenvl.batch", ROOT / "examples" / "images", "--model", folder)
-    with start(*command, "--output", tmp_path / "a.jsonl") as process:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                held = os.open(folder / "config.json", os.O_WRONLY | os.O_NONBLOCK)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < end
-                time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=PATIENCE)
-    os.close(held)
-    assert (process.returncode, out) == (130, b"")
-    assert errors.decode().splitlines() == ["mlx-qwenvl batch: interrupted"]
+    output = ("--output", tmp_path / "a.jsonl")
+    code, out, errors = interrupted_while_loading(folder, *command, *output)
+    assert (code, out, errors) == (130, "", ["mlx-qwenvl batch: interrupted"])
     assert not (tmp_path / "a.jsonl").exists()
 
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from mlx_qwenvl import Chunk, MediaError, OptionError, PromptError, QwenVL
+from mlx_qwenvl.arguments import DEFAULT_QUESTION
 from mlx_qwenvl.chatting.moving import moved
 from mlx_qwenvl.chatting.picture import Picture, read_picture
-from mlx_qwenvl.chatting.session import DESCRIBE, Session, pictures_of
+from mlx_qwenvl.chatting.session import Session, pictures_of
 from mlx_qwenvl.chatting.settings import changed, described, for_retry
 from mlx_qwenvl.engine.options import GREEDY, Options, Sampling
 from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart
@@ -42,7 +43,7 @@ def test_the_second_question_about_a_picture_starts_at_once(
 
 def test_a_picture_without_a_question_is_described(session: Session) -> None:
     assert said(session.ask("", [shapes()]))
-    assert session.last_question().parts[-1] == TextPart(DESCRIBE)
+    assert session.last_question().parts[-1] == TextPart(DEFAULT_QUESTION)
 
 
 def test_another_answer_takes_the_place_of_the_last(session: Session) -> None:
