@@ -14,9 +14,11 @@ const settings = new Settings();
 const store = await Store.open();
 let conversations = await store.list();
 let current = conversations[0] ?? newConversation();
+const removed = new WeakSet(); // conversations that were deleted
 let attached = []; // pictures of the question that is written
 let running = null; // ends the answer that is heard
 let server = null; // what runs there
+let isWatched = false; // whether it is asked again and again already
 let follows = true; // whether the end is kept in sight; whoever reads further up is left there
 
 // --- The conversation -----------------------------------------------------------------------------
@@ -41,12 +43,14 @@ function showList() {
   byId("conversations").replaceChildren(...listView(conversations, current, act));
 }
 
-async function keep() {
-  current.changed = Date.now();
-  current.title ||= titleOf(current.messages);
-  if (!conversations.includes(current)) conversations.unshift(current);
+/** Store a conversation as it is now, unless it was deleted while its answer was heard. */
+async function keep(conversation) {
+  if (removed.has(conversation)) return;
+  conversation.changed = Date.now();
+  conversation.title ||= titleOf(conversation.messages);
+  if (!conversations.includes(conversation)) conversations.unshift(conversation);
   try {
-    await store.put(current);
+    await store.put(conversation);
   } catch {
     notice("The browser has no room for this conversation; it is gone when the page is closed.");
   }
@@ -63,7 +67,7 @@ async function answerNow() {
   const message = { role: "assistant", text: "" };
   const before = [...messages];
   messages.push(message);
-  await keep();
+  await keep(conversation);
   running = new AbortController();
   notice("");
   show();
@@ -79,11 +83,14 @@ async function answerNow() {
     });
   });
   running = null;
-  await keep();
+  await keep(conversation); // which may not be the one on the page any more
   show();
   showSend();
-  if (follows) toEnd();
-  say(trouble ? trouble.message : `Answer: ${byId("messages").lastElementChild?.querySelector(".body")?.textContent ?? ""}`);
+  if (conversation === current) {
+    if (follows) toEnd();
+    const said = byId("messages").lastElementChild?.querySelector(".body")?.textContent ?? "";
+    say(trouble ? trouble.message : `Answer: ${said}`);
+  }
   if (trouble?.status === 401) askKey();
   if (trouble?.status === 0) watch();
 }
@@ -116,7 +123,7 @@ function editQuestion(index) {
   attached = [...(asked.pictures ?? [])];
   fit();
   showAttached();
-  keep();
+  keep(current);
   show();
   question.focus();
 }
@@ -145,6 +152,7 @@ function rename(conversation) {
 
 async function remove(conversation) {
   if (conversation === current) running?.abort();
+  removed.add(conversation);
   await store.remove(conversation.id);
   conversations = conversations.filter((other) => other !== conversation);
   if (conversation === current) current = conversations[0] ?? newConversation();
@@ -164,7 +172,7 @@ function load() {
   input.addEventListener("change", async () => {
     try {
       current = await imported(await input.files[0].text());
-      await keep();
+      await keep(current);
       show();
     } catch (error) {
       notice(error.message);
@@ -234,6 +242,16 @@ function notice(text, ...more) {
 
 /** Look what runs there, again and again until a model is ready. */
 async function watch() {
+  if (isWatched) return;
+  isWatched = true;
+  try {
+    await untilReady();
+  } finally {
+    isWatched = false;
+  }
+}
+
+async function untilReady() {
   for (;;) {
     try {
       server = await look();

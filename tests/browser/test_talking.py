@@ -111,6 +111,36 @@ def test_stop_keeps_what_came(page: Page) -> None:
         route.abort()
 
 
+def test_an_answer_that_is_left_stays_in_its_own_conversation(page: Page) -> None:
+    gate: list[Route] = []
+    page.route(CHAT, lambda route: gate.append(route))
+    ask(page, "Count!")
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="Send").wait_for()
+    expect(page.locator(".message")).to_have_count(0)
+    page.reload()
+    side = page.get_by_role("navigation", name="Conversations")
+    expect(side.get_by_role("listitem")).to_have_count(1)
+    expect(page.locator(".figures")).to_contain_text("stopped")
+    for route in gate:
+        route.abort()
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: Page) -> None:
+    gate: list[Route] = []
+    page.route(CHAT, lambda route: gate.append(route))
+    ask(page, "Count!")
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("button", name="Delete Count!").click()
+    page.get_by_role("button", name="Send").wait_for()
+    page.reload()
+    page.locator("#state.ready").wait_for()
+    expect(page.locator("#conversations li")).to_have_count(0)
+    for route in gate:
+        route.abort()
+
+
 def test_retry_asks_again_and_edit_gives_the_question_back(page: Page, answers: Answers) -> None:
     asked = answers("one", "two", "three")
     ask(page, "Say a number")
