@@ -443,15 +443,6 @@ def test_a_process_that_was_killed_meanwhile_is_replaced(
         compiler.close()
 
 
-def test_without_llguidance_the_error_names_the_extra(
-    tiny: QwenVL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
-    bare = Compiler(tiny.tokenizer, tiny.end_ids, WIDTH)
-    with pytest.raises(OptionError, match=r"pip install 'mlx-qwenvl\[server\]'"):
-        bare.compile(Grammar("json_object"))
-
-
 def test_an_answer_that_a_grammar_cannot_follow_any_further_fails_alone(
     tiny: QwenVL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

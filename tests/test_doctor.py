@@ -148,9 +148,18 @@ def test_where_mlx_is_broken_all_else_is_told(tmp_path: Path, core: str, told: s
     assert ran.out.endswith("\n1 broken\n```\n") or "\n1 broken; " in ran.out
 
 
-def test_without_any_package_the_doctor_still_speaks() -> None:
-    """As where an installation was broken off: -S hides what is installed from this process."""
-    ran = run("-S", *DOCTOR, "--json")
+def copy_of_the_program(folder: Path, *without: str) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", *without)
+    shutil.copytree(ROOT / "mlx_qwenvl", folder / "mlx_qwenvl", ignore=ignored)
+
+
+def test_without_any_package_the_doctor_still_speaks(tmp_path: Path) -> None:
+    """As where an installation was broken off: -S hides what is installed from this process.
+
+    The program is copied, since beside its source lies what an editable installation noted.
+    """
+    copy_of_the_program(tmp_path)
+    ran = run("-S", *DOCTOR, "--json", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (ran.code, ran.err) == (EXIT_ERROR, "")
     told = json.loads(ran.out)
     values = {one["name"]: one["value"] for part in told["sections"].values() for one in part}
@@ -159,8 +168,7 @@ def test_without_any_package_the_doctor_still_speaks() -> None:
 
 
 def test_missing_weights_of_the_demo_are_a_finding(tmp_path: Path) -> None:
-    ignored = shutil.ignore_patterns("__pycache__", "model.safetensors")
-    shutil.copytree(ROOT / "mlx_qwenvl", tmp_path / "mlx_qwenvl", ignore=ignored)
+    copy_of_the_program(tmp_path, "model.safetensors")
     ran = run(*DOCTOR, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (ran.code, ran.err) == (EXIT_ERROR, "")
     assert re.search(r"^x loads +not: .*demo holds no weights", ran.out, re.M)
@@ -324,7 +332,9 @@ def test_an_extra_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     assert {one.name: one.data for one in software.extras()}["extra server"] is True
     monkeypatch.setattr(software, "_version", lambda _needed: None)
     found = {finding.name: finding for finding in software.extras()}
-    assert set(found) == {"extra heic", "extra plot", "extra server", "extra video"}
+    assert set(found) == {
+        f"extra {name}" for name in ("heic", "notebook", "plot", "server", "video")
+    }
     assert found["extra heic"].value == "not installed; pip install 'mlx-qwenvl[heic]'"
     assert {finding.state for finding in found.values()} == {"fine"}
 

@@ -34,6 +34,7 @@ class Options:
     decay_from: float
     seed: int
     eval_minutes: float
+    save_minutes: float
     eval_rows: int
     max_steps: int
     float32: bool
@@ -91,7 +92,8 @@ def parse(arguments: list[str] | None = None) -> Options:
         help="fraction of the time after which the rate falls",
     )
     add("--seed", type=int, default=1)
-    add("--eval-minutes", type=float, default=4, help="time between evaluations and checkpoints")
+    add("--eval-minutes", type=float, default=4, help="time between evaluations")
+    add("--save-minutes", type=float, default=4, help="time between checkpoints")
     add("--eval-rows", type=int, default=160, help="held-out rows per kind of phrasing")
     add("--max-steps", type=int, default=10**9)
     add("--float32", action="store_true", help="no bfloat16 autocast")

@@ -132,6 +132,7 @@ class Trainer:
     def run(self) -> None:
         """Train until the time is up; evaluate and save on the way and at the end."""
         started, last_eval = time.time() - self.elapsed, time.time()
+        last_save = last_eval
         budget = self.o.minutes * 60
         fraction = self.elapsed / budget
         average: dict[str, float] = {}
@@ -154,7 +155,10 @@ class Trainer:
                 )
             if evaluate:
                 self.report()
-                last_eval = time.time()
+                last_eval = last_save = time.time()
+            elif time.time() - last_save > self.o.save_minutes * 60:
+                self.save()
+                last_save = time.time()
         self.report()
 
     def _set_rate(self, fraction: float) -> None:
@@ -300,6 +304,12 @@ class Trainer:
         print("EVAL", json.dumps(result), flush=True)
         with (self.o.out / "log.jsonl").open("a") as log:
             log.write(json.dumps(result) + "\n")
+        self.save()
+
+    def save(self) -> None:
+        """Write what a later run goes on from; the first of the processes does it for all."""
+        if self.rank != 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "adamw": self.adamw.state_dict(),

@@ -122,7 +122,9 @@ def check_answer(
     copies = SLOT_COPIES if is_shared else 0
     question = _Question.of(model, prompt, options, stores, copies=copies)
     lacking = question.peak() - most
-    if lacking > 0 and kept.make_room(lacking):
+    if lacking > 0:
+        kept.make_room(lacking)
+        mx.synchronize()  # what is still being computed holds memory that is free afterwards
         question = _Question.of(model, prompt, options, stores, copies=copies)
     _refuse_beyond(question, limit)
 
