@@ -15,6 +15,7 @@ from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.linear import Dense
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat, QuantizedKVCache
+from mlx_qwenvl.models.share import Share, check_share
 from mlx_qwenvl.models.text import DecoderLayer, TextModel
 from mlx_qwenvl.models.vision import VisionTransformer
 
@@ -31,6 +32,7 @@ class Qwen2VL(nn.Module):
         super().__init__()
         self.config = config
         self.ops = ops
+        self.share: Share | None = None
         self.visual = VisionTransformer(config.vision, ops)
         self.model = TextModel(config.text, ops)
         if not config.text.tie_word_embeddings:
@@ -55,11 +57,24 @@ class Qwen2VL(nn.Module):
             return [KVCache(positions) for _ in self.layers]
         return [QuantizedKVCache(positions, form) for _ in self.layers]
 
+    def shard(self, share: Share) -> None:
+        """Leave one rank's part of the decoder's layers; call it before `merge_projections`.
+
+        The vision tower, the embedding and the head stay whole, so every rank may look, embed and
+        draw. A drawn token is rank 0's on all of them (`engine/sampling.py`).
+
+        Raises:
+            OptionError: So many ranks cannot share this model evenly.
+        """
+        check_share(self.config.text, share.size)
+        for layer in self.layers:
+            layer.shard(share)
+        self.share = share
+
     def merge_projections(self) -> None:
         """Merge the projections that read the same input; call it once, after loading."""
         for layer in self.layers:
-            layer.self_attn.merge_projections()
-            layer.mlp.merge_projections()
+            layer.merge_projections()
 
     def embed(self, token_ids: mx.array, features: Sequence[tuple[int, mx.array]] = ()) -> mx.array:
         """Token vectors with pictures' features in their slots.

@@ -18,6 +18,7 @@ from mlx_qwenvl.models.cache import KVCache, LayerCache
 from mlx_qwenvl.models.config import TextConfig
 from mlx_qwenvl.models.linear import Dense, DenseEmbedding, LinearLike, merge_rows
 from mlx_qwenvl.models.rope import MRope
+from mlx_qwenvl.models.share import Share, keep_columns, keep_rows
 
 
 class Attention(nn.Module):
@@ -26,6 +27,7 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
         self._ops = ops
+        self._share: Share | None = None
         self.head_dim = config.head_dim
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
@@ -44,6 +46,15 @@ class Attention(nn.Module):
         self["qkv_proj"] = merge_rows(apart)
         del self.q_proj, self.k_proj, self.v_proj
 
+    def shard(self, share: Share) -> None:
+        """Leave one rank's heads; call it before the projections are merged."""
+        for layer in (self.q_proj, self.k_proj, self.v_proj):
+            keep_rows(layer, share)
+        keep_columns(self.o_proj, share)
+        self.num_heads //= share.size
+        self.num_kv_heads //= share.size
+        self._share = share
+
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
         """Queries, keys and values [N, (Q + 2 G) D], and the bias that they still lack."""
         layers = self.get("qkv_proj")
@@ -60,7 +71,8 @@ class Attention(nn.Module):
         qkv, bias = self._project(x)
         q, kv = self._ops.rotate_qkv(qkv, bias, rotation, self.num_heads, self.num_kv_heads)
         out = cache.attend(q, kv, self.scale, mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
+        out = self.o_proj(out.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
+        return out if self._share is None else self._share.total(out)
 
 
 class MLP(nn.Module):
@@ -68,6 +80,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self._share: Share | None = None
         self.gate_proj = Dense(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Dense(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Dense(config.intermediate_size, config.hidden_size, bias=False)
@@ -79,13 +92,21 @@ class MLP(nn.Module):
             self["gate_up_proj"] = merged[0]
             del self.gate_proj, self.up_proj
 
+    def shard(self, share: Share) -> None:
+        """Leave one rank's columns of the middle; call it before the projections are merged."""
+        keep_rows(self.gate_proj, share)
+        keep_rows(self.up_proj, share)
+        keep_columns(self.down_proj, share)
+        self._share = share
+
     def __call__(self, x: mx.array) -> mx.array:
         """Transform x [N, D]."""
         if "gate_up_proj" in self:
             gate, up = mx.split(self["gate_up_proj"](x), 2, axis=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(swiglu(gate, up))
+        out = self.down_proj(swiglu(gate, up))
+        return out if self._share is None else self._share.total(out)
 
 
 class DecoderLayer(nn.Module):
@@ -98,6 +119,16 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def shard(self, share: Share) -> None:
+        """Leave one rank's part; call it before the projections are merged."""
+        self.self_attn.shard(share)
+        self.mlp.shard(share)
+
+    def merge_projections(self) -> None:
+        """Merge the projections that read the same input; call it once, after loading."""
+        self.self_attn.merge_projections()
+        self.mlp.merge_projections()
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -110,13 +110,22 @@ def read_rows(tensor: StoredTensor, begin: int, end: int) -> mx.array:
     Raises:
         CheckpointError: The file ends too early, or has a dtype that no checkpoint has.
     """
-    if tensor.dtype not in DTYPES:
-        raise CheckpointError(f"{tensor.key} has dtype {tensor.dtype}, expected floats")
     row_bytes = tensor.nbytes // tensor.shape[0]
     raw = _read(tensor.file, tensor.begin + begin * row_bytes, (end - begin) * row_bytes)
+    return from_bytes(replace(tensor, shape=(end - begin, *tensor.shape[1:])), raw)
+
+
+def from_bytes(tensor: StoredTensor, raw: bytes | bytearray) -> mx.array:
+    """An array of a tensor's shape and dtype, of bytes as they are stored.
+
+    Raises:
+        CheckpointError: It has a dtype that no checkpoint has.
+    """
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(f"{tensor.key} has dtype {tensor.dtype}, expected floats")
     dtype = DTYPES[tensor.dtype]
     items = np.frombuffer(raw, dtype=_NUMPY_DTYPES[dtype.size])
-    return mx.array(items.reshape(end - begin, *tensor.shape[1:])).view(dtype)
+    return mx.array(items.reshape(tensor.shape)).view(dtype)
 
 
 def read_bytes(tensor: StoredTensor) -> bytes:

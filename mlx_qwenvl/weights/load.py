@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,12 +13,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_qwenvl.bars import bar
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
-from mlx_qwenvl.kernels.ops import choose_ops
+from mlx_qwenvl.kernels.ops import TWINS, Ops, choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.share import Share
+from mlx_qwenvl.models.text import DecoderLayer
 from mlx_qwenvl.weights.files import StoredTensor, open_file
 from mlx_qwenvl.weights.fold import fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
+from mlx_qwenvl.weights.parts import Part, cut, read_part
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
 from mlx_qwenvl.weights.quantize import quantized_module, quantized_tensors, stored_format
 from mlx_qwenvl.weights.recipes import Format
@@ -34,6 +38,7 @@ def load_model(
     dtype: str | None = None,
     plan: Plan | None = None,
     progress: bool = False,
+    share: Share | None = None,
 ) -> Qwen2VL:
     """Load stored weights, ready to run.
 
@@ -48,24 +53,27 @@ def load_model(
             suits the device (see `device_dtype`).
         plan: What to quantize; the weights must be dense then.
         progress: Show a bar, where it takes longer than a moment.
+        share: Which part of the decoder to hold; `tensors` are those of `parts_of` then.
 
     Raises:
         CheckpointError: Weights are missing, broken, superfluous or of another shape.
         OptionError: An unknown dtype, or `$MLX_QWENVL_KERNELS` is neither "on" nor "off".
     """
-    model = lazy_model(tensors, config, normalization, dtype=dtype, plan=plan)
-    if pads_mlp(on_metal()):
-        for layer in model.layers:
-            pad_mlp(layer.mlp)
-    model.merge_projections()
+    model, stored, prepare = _prepared(tensors, config, normalization, dtype, plan, share)
+    pads = pads_mlp(on_metal())
     # One layer at a time, so that no more than one layer is held in two forms.
-    parts: list[nn.Module] = [*model.visual.blocks, *model.layers, model]
+    by_layer = _by_layer(model, stored)
     with bar("loading", "layers") if progress else nullcontext() as advance:
-        for done, part in enumerate(parts, start=1):
+        for done, (part, names) in enumerate(by_layer, start=1):
+            model.load_weights(prepare(names), strict=False)
+            if isinstance(part, DecoderLayer):
+                if pads:
+                    pad_mlp(part.mlp)
+                part.merge_projections()
             mx.eval(part.parameters())
             mx.clear_cache()
             if advance is not None:
-                advance(done, len(parts))
+                advance(done, len(by_layer))
     return model
 
 
@@ -78,30 +86,103 @@ def lazy_model(
     plan: Plan | None = None,
 ) -> Qwen2VL:
     """The same with weights that are read, cast and quantized when they are first evaluated."""
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-    stored = check_tensors(tensors, config)
-    model = Qwen2VL(config, choose_ops())
-    _replace(model, stored_formats(model, stored))
-    if plan is not None and plan.formats:
-        if any(name.endswith(".scales") for name in stored):
-            raise CheckpointError("the model is quantized already; quantizing needs a dense one")
-        _replace(model, plan.formats)
-    target = DTYPES[dtype] if dtype is not None else device_dtype(stored.values())
-    weights = _weights(stored, model.config, normalization)
-    if plan is not None:
-        weights = _quantized(weights, plan.formats)
-    cast = [
-        (name, array.astype(target) if _is_cast(name, array, target) else array)
-        for name, array in weights
-    ]
-    model.load_weights(cast, strict=True)
-    model.eval()
+    model, stored, prepare = _prepared(tensors, config, normalization, dtype, plan, None)
+    model.load_weights(prepare(stored), strict=True)
     return model
 
 
-def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str, StoredTensor]:
+def _prepared(
+    tensors: dict[str, StoredTensor],
+    config: Config,
+    normalization: Normalization,
+    dtype: str | None,
+    plan: Plan | None,
+    share: Share | None,
+) -> tuple[Qwen2VL, dict[str, StoredTensor], _Prepare]:
+    """An empty model, what it is filled with, and what makes arrays for it of some of that."""
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    stored = check_tensors(tensors, config, share)
+    model = _empty(config, share, choose_ops())
+    _replace(model, stored_formats(model, stored))
+    formats = {} if plan is None else plan.formats
+    if formats:
+        if any(name.endswith(".scales") for name in stored):
+            raise CheckpointError("the model is quantized already; quantizing needs a dense one")
+        _replace(model, formats)
+    model.eval()
+    target = DTYPES[dtype] if dtype is not None else device_dtype(stored.values())
+    opened: dict[Path, dict[str, mx.array]] = {}
+
+    def prepare(names: Iterable[str]) -> list[tuple[str, mx.array]]:
+        weights = _weights({name: stored[name] for name in names}, opened, config, normalization)
+        return [
+            (name, array.astype(target) if _is_cast(name, array, target) else array)
+            for name, array in _quantized(weights, formats)
+        ]
+
+    return model, stored, prepare
+
+
+_Prepare = Callable[[Iterable[str]], list[tuple[str, mx.array]]]
+
+
+def _empty(config: Config, share: Share | None, ops: Ops = TWINS) -> Qwen2VL:
+    """A model without weights: all of it, or one rank's part."""
+    model = Qwen2VL(config, ops)
+    if share is not None:
+        model.shard(share)
+    return model
+
+
+def _by_layer(model: Qwen2VL, names: Iterable[str]) -> list[tuple[nn.Module, list[str]]]:
+    """Names of tensors by the block or layer that holds them; what is left is the model's own."""
+    parts: dict[str, nn.Module] = {
+        f"{where}.{index}": part
+        for where, held in (("visual.blocks", model.visual.blocks), ("model.layers", model.layers))
+        for index, part in enumerate(held)
+    }
+    of_part: dict[str, list[str]] = {path: [] for path in parts}
+    rest: list[str] = []
+    for name in names:
+        of_part.get(".".join(name.split(".")[:3]), rest).append(name)
+    return [*((part, of_part[path]) for path, part in parts.items()), (model, rest)]
+
+
+def parts_of(
+    tensors: dict[str, StoredTensor], config: Config, plan: Plan, share: Share
+) -> dict[str, StoredTensor]:
+    """What one rank reads of a checkpoint.
+
+    Args:
+        tensors: All of it, by name.
+        config: The shape of the whole model.
+        plan: What will be quantized at load.
+        share: The rank's.
+
+    Raises:
+        CheckpointError: Weights are missing, superfluous or of another shape.
+        OptionError: So many ranks cannot share this model evenly.
+    """
+    whole = Qwen2VL(config)
+    stored = check_tensors(tensors, config)
+    formats = stored_formats(whole, stored) | plan.formats
+    return cut(stored, _shapes(whole), _shapes(_empty(config, share)), formats, share)
+
+
+def _shapes(model: Qwen2VL) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+
+
+def check_tensors(
+    tensors: dict[str, StoredTensor], config: Config, share: Share | None = None
+) -> dict[str, StoredTensor]:
     """Hold stored tensors against the shape that a configuration promises.
+
+    Args:
+        tensors: The weights, by their names here.
+        config: The shape of the whole model.
+        share: Whose part of it the tensors are; None for all of it.
 
     Returns:
         The tensors without the copy of a tied head that some exports store.
@@ -112,9 +193,9 @@ def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str,
     stored = tensors
     if config.text.tie_word_embeddings:
         stored = {n: t for n, t in tensors.items() if not n.startswith("lm_head.")}
-    model = Qwen2VL(config)
+    model = _empty(config, share)
     _replace(model, stored_formats(model, stored))
-    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    expected = _shapes(model)
     # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
     del expected[f"{PATCH_EMBED}.bias"]
     _refuse("lacks", [name for name in expected if name not in stored])
@@ -185,11 +266,25 @@ def _refuse(problem: str, names: list[str]) -> None:
 
 
 def _weights(
-    stored: dict[str, StoredTensor], config: Config, normalization: Normalization
+    stored: Mapping[str, StoredTensor],
+    opened: dict[Path, dict[str, mx.array]],
+    config: Config,
+    normalization: Normalization,
 ) -> Iterator[tuple[str, mx.array]]:
-    """All tensors by their names here, still unread, the patch embedding folded."""
-    opened = {file: open_file(file) for file in {tensor.file for tensor in stored.values()}}
+    """Tensors by their names here, the patch embedding folded; only parts are read already.
+
+    Args:
+        stored: The tensors.
+        opened: The files that hold them, as far as they are open; others are opened.
+        config: The model's shape.
+        normalization: How pixels are to be normalized.
+    """
     for name, tensor in stored.items():
+        if isinstance(tensor, Part):
+            yield name, read_part(tensor)
+            continue
+        if tensor.file not in opened:
+            opened[tensor.file] = open_file(tensor.file)
         array = opened[tensor.file].pop(tensor.key)
         if name == f"{PATCH_EMBED}.weight":
             weight, bias = fold_patch_embed(array, normalization, config.vision)

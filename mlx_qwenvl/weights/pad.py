@@ -87,7 +87,8 @@ def mlp_padding(model: Qwen2VL) -> int:
     if not isinstance(down, nn.QuantizedLinear):
         return 0
     width: int = down.scales.shape[1] * down.group_size
-    return width - model.config.text.intermediate_size
+    ranks = 1 if model.share is None else model.share.size
+    return width - model.config.text.intermediate_size // ranks
 
 
 def pad_mlp(mlp: MLP) -> None:

@@ -1,0 +1,89 @@
+"""One process's part of a decoder that several hold together: tensor parallel, after Megatron-LM.
+
+A layer's first projections are cut by rows, so that each rank has whole heads, or the same rows of
+gate and up. Its last ones are cut by columns: what a rank computes there is one summand of the
+layer's output, and `Share.total` adds them up. So a layer costs two sums, and everything between
+them, keys and values included, is a rank's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.models.config import TextConfig
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a model is this process's.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many parts there are.
+        total: Adds up an array of all ranks; each of them gets the same sum.
+    """
+
+    rank: int
+    size: int
+    total: Callable[[mx.array], mx.array]
+
+    @classmethod
+    def of(cls, group: mx.distributed.Group) -> Share:
+        """The part of a process that MLX has connected with others."""
+        return cls(
+            group.rank(), group.size(), lambda array: mx.distributed.all_sum(array, group=group)
+        )
+
+    def of_first(self, array: mx.array) -> mx.array:
+        """What rank 0 holds, on all ranks."""
+        return self.total(array if self.rank == 0 else mx.zeros_like(array))
+
+    def part(self, length: int) -> slice:
+        """This rank's part of an axis that the ranks share evenly."""
+        part = length // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+def check_share(config: TextConfig, size: int) -> None:
+    """Refuse a number of ranks that cannot share a decoder evenly.
+
+    Raises:
+        OptionError: Heads or rows would be left over.
+    """
+    heads, width = config.num_key_value_heads, config.intermediate_size
+    if heads % size:
+        fitting = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+        raise OptionError(
+            f"{size} ranks cannot share {heads} key-value heads evenly; "
+            + (f"this model runs on {fitting}" if fitting else "this model runs on one")
+        )
+    if width % size:
+        raise OptionError(f"{size} ranks cannot share an MLP of {width} columns evenly")
+
+
+def keep_rows(layer: nn.Module, share: Share) -> None:
+    """Leave of a linear layer, quantized or not, the outputs of one rank."""
+    for name in _arrays(layer):
+        layer[name] = layer[name][share.part(layer[name].shape[0])]
+
+
+def keep_columns(layer: nn.Module, share: Share) -> None:
+    """Leave of a linear layer what one rank's inputs add to all outputs.
+
+    A bias is added once: rank 0 keeps it. Groups of quantized rows must not be cut in two, which
+    is for the caller to see to (`weights/parts.py`).
+    """
+    for name in _arrays(layer):
+        if layer[name].ndim > 1:
+            layer[name] = layer[name][..., share.part(layer[name].shape[-1])]
+        elif share.rank > 0:
+            layer.pop(name)
+
+
+def _arrays(layer: nn.Module) -> list[str]:
+    return [name for name in layer if isinstance(layer[name], mx.array)]
