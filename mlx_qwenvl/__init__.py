@@ -21,6 +21,7 @@ from mlx_qwenvl.errors import (
     OptionError,
     PromptError,
     QwenVLError,
+    RanksLost,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "PromptError",
     "QwenVL",
     "QwenVLError",
+    "RanksLost",
     "Reply",
     "Speculation",
     "Timings",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from mlx_qwenvl.command import announce_demo
+from mlx_qwenvl.command import announce_demo, at_end
 from mlx_qwenvl.engine.options import CallOptions
 from mlx_qwenvl.extracting.form import Form, read_form
 from mlx_qwenvl.vlm import QwenVL, load
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.resolve import DEMO
+
+if TYPE_CHECKING:
+    from mlx_qwenvl.distributed.ranks import Ranks
 
 DEFAULT_QUESTION = "Describe this image."
 EXTRACT_QUESTION = "Read this image and fill in the form."
@@ -82,6 +87,7 @@ def load_model(
     disk_cache: bool | None = None,
     draft: str | None = None,
     feature_bytes: int | None = None,
+    ranks: Ranks | None = None,
 ) -> QwenVL:
     """Load what `add_model` was told, or the model that answers when none is named.
 
@@ -98,10 +104,28 @@ def load_model(
         disk_cache=disk_cache,
         draft=draft,
         progress=sys.stderr.isatty(),
+        ranks=ranks,
     )
-    if arguments.model is None and name == DEMO:
+    if arguments.model is None and name == DEMO and (ranks is None or ranks.leads):
         announce_demo()
     return vlm
+
+
+def launched() -> Ranks | None:
+    """The processes among which `mlx.launch` started this one, all of them there by now.
+
+    They end when this command does. All but rank 0 leave what there is to say to rank 0.
+    """
+    if "MLX_RANK" not in os.environ:
+        return None
+    from mlx_qwenvl.distributed.join import join
+
+    ranks = join()
+    if ranks is not None:
+        at_end(ranks.end)
+        if not ranks.leads:
+            logging.getLogger("mlx_qwenvl").setLevel(logging.ERROR)
+    return ranks
 
 
 _OPTIONS = frozenset(CallOptions.__annotations__)

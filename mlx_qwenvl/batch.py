@@ -16,6 +16,7 @@ from mlx_qwenvl.arguments import (
     add_form,
     add_model,
     form_of,
+    launched,
     load_model,
     options_of,
 )
@@ -105,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
+    ranks = launched()
+    if ranks is not None and not ranks.leads:
+        return load_model(arguments, ranks=ranks).follow()
     options, form = options_of(arguments), form_of(arguments)
     if form is not None:
         options["grammar"] = form.grammar
@@ -122,6 +126,7 @@ def _ask(arguments: argparse.Namespace) -> int:
             # What was seen once is not asked for again, unless there is another question.
             feature_bytes=0 if len(questions) == 1 else None,
             disk_cache=True if arguments.disk_cache else None,
+            ranks=ranks,
         )
         job = Run(
             vlm,

@@ -40,25 +40,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (--help lists the options)\n")
 
 
+_endings: list[Callable[[int, str], None]] = []
+
+
+def at_end(tell: Callable[[int, str], None]) -> None:
+    """Have it told how this command ends: its exit code, and its last line where it fails."""
+    _endings.append(tell)
+
+
 def run(body: Callable[[], int], program: str) -> int:
     """Run a command line's body and turn what it raises into one line and an exit code."""
     _open_standard_descriptors()
+    code, said = _outcome(body, program)
+    for tell in _endings:
+        tell(code, said)
+    _leave_if_downloading(code)
+    return code
+
+
+def _outcome(body: Callable[[], int], program: str) -> tuple[int, str]:
+    """The exit code, and what was said of an error."""
     try:
-        code = body()
-        _leave_if_downloading(code)
-        return code
+        return body(), ""
     except (OptionError, PromptError) as error:
         return _fail(program, str(error), EXIT_USAGE)
     except QwenVLError as error:
         return _fail(program, str(error), EXIT_ERROR)
     except KeyboardInterrupt:
-        _fail(program, "interrupted", EXIT_INTERRUPTED)
-        _leave_if_downloading(EXIT_INTERRUPTED)
-        return EXIT_INTERRUPTED
+        return _fail(program, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader left, as `head` does. Point stdout elsewhere, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        return EXIT_ERROR, ""
     except OSError as error:
         reason = error.strerror or type(error).__name__
         place = f": {error.filename}" if error.filename else ""
@@ -81,9 +94,10 @@ def announce_demo() -> None:
     )
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: {' '.join(message.splitlines())}", file=sys.stderr)
-    return code
+def _fail(program: str, message: str, code: int) -> tuple[int, str]:
+    said = " ".join(message.splitlines())
+    print(f"{program}: {said}", file=sys.stderr)
+    return code, said
 
 
 def _open_standard_descriptors() -> None:

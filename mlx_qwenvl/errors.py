@@ -9,7 +9,8 @@
     │   └── ModelNotFound   a name that leads to no model
     ├── ContextError        a prompt that does not fit the model's context
     ├── MemoryExceeded      a model or a question that does not fit into memory
-    └── NotFinite           logits of which nothing can be drawn
+    ├── NotFinite           logits of which nothing can be drawn
+    └── RanksLost           a process that holds a part of the model and is gone
 
 Messages are one line: what came, what was expected, and what to do where that is not obvious.
 They are safe to show to a stranger: no object addresses, no traces, no library internals.
@@ -28,6 +29,7 @@ __all__ = [
     "OptionError",
     "PromptError",
     "QwenVLError",
+    "RanksLost",
 ]
 
 
@@ -78,3 +80,7 @@ class MemoryExceeded(QwenVLError):
 
 class NotFinite(QwenVLError):
     """The model computed NaN or infinity: its weights are damaged, or too large for the dtype."""
+
+
+class RanksLost(QwenVLError):
+    """One of the processes that hold the model together is gone, or holds another model."""

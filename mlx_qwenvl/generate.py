@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_qwenvl.arguments import (
     DEFAULT_QUESTION,
@@ -20,6 +20,7 @@ from mlx_qwenvl.arguments import (
     add_form,
     add_model,
     form_of,
+    launched,
     load_model,
     options_of,
 )
@@ -33,6 +34,10 @@ from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+
+if TYPE_CHECKING:
+    from mlx_qwenvl.distributed.ranks import Ranks
+    from mlx_qwenvl.vlm import QwenVL
 
 PROGRAM = "mlx-qwenvl generate"
 PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it
@@ -79,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
+    ranks = launched()
+    if ranks is not None and not ranks.leads:
+        return _load(arguments, ranks).follow()
     if arguments.verbose:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("mlx_qwenvl").setLevel(logging.INFO)
@@ -88,14 +96,16 @@ def _answer(arguments: argparse.Namespace) -> int:
     if form is not None:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
+    if ranks is not None and "-" in arguments.image:
+        raise MediaError("--image - reads standard input, which mlx.launch never ends")
     images = _images(arguments)
     if arguments.draw is not None and not images:
         raise PromptError("--draw: there is no picture to draw on; give one (--image)")
     drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, "--draw")
-    question = _question(arguments)
+    question = _question(arguments, has_pipe=ranks is None)
     if form is not None and arguments.extract:
         question = form.question(question)
-    vlm = load_model(arguments, disk_cache=_disk_cache(arguments), draft=arguments.draft)
+    vlm = _load(arguments, ranks)
     chunks: list[Chunk] = []
     with _progress() as on_prefill:
         options["on_prefill"] = on_prefill
@@ -125,6 +135,11 @@ def _answer(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         _report(reply)
     return EXIT_OK
+
+
+def _load(arguments: argparse.Namespace, ranks: Ranks | None) -> QwenVL:
+    disk_cache, draft = _disk_cache(arguments), arguments.draft
+    return load_model(arguments, disk_cache=disk_cache, draft=draft, ranks=ranks)
 
 
 def _disk_cache(arguments: argparse.Namespace) -> bool | None:
@@ -160,11 +175,16 @@ def _piped_picture() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _question(arguments: argparse.Namespace) -> str:
-    """The question, joined from the pipe, --prompt and the arguments."""
+def _question(arguments: argparse.Namespace, *, has_pipe: bool) -> str:
+    """The question, joined from the pipe, --prompt and the arguments.
+
+    Args:
+        arguments: The command line's.
+        has_pipe: Whether standard input may hold a part of it, which mlx.launch's never does.
+    """
     said = [part for part in (arguments.prompt, " ".join(arguments.text)) if part]
     has_question = bool(said or arguments.image)
-    piped = "" if "-" in arguments.image else _piped_text(has_question)
+    piped = _piped_text(has_question) if has_pipe and "-" not in arguments.image else ""
     question = "\n".join(part for part in [piped, *said] if part.strip())
     if not question and not arguments.image:
         raise PromptError("nothing was asked; give a question, a picture (--image), or both")

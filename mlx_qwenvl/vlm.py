@@ -21,6 +21,7 @@ import numpy as np
 from mlx_qwenvl.bars import bar
 from mlx_qwenvl.dialogue import Chat
 from mlx_qwenvl.engine import shown
+from mlx_qwenvl.engine.agreed import ALONE
 from mlx_qwenvl.engine.answer import Stopwatch, answer
 from mlx_qwenvl.engine.compiler import Compiler
 from mlx_qwenvl.engine.conversation import Conversation
@@ -55,7 +56,7 @@ from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.identity import model_identity
-from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
+from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model, parts_of
 from mlx_qwenvl.weights.loaded import Loaded, look_at
 from mlx_qwenvl.weights.memory import weight_bytes
 from mlx_qwenvl.weights.plan import make_plan
@@ -66,6 +67,7 @@ from mlx_qwenvl.weights.topology import Topology
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mlx_qwenvl.distributed.ranks import Ranks
     from mlx_qwenvl.engine.asker import Asker
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def load(
     disk_cache_bytes: int = DISK_BYTES,
     draft: str | Path | None = None,
     progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> QwenVL:
     """Load a model.
 
@@ -104,13 +107,17 @@ def load(
             the answers stay this one's (`docs/speed.md`).
         progress: Show bars while downloading, while loading, and later while a long prompt is
             read: widgets in notebooks that have them, else text on stderr.
+        ranks: The processes that hold the model together, from `mlx_qwenvl.distributed.join`;
+            each of them loads its part (`docs/distributed.md`).
 
     Raises:
         ModelNotFound: The name leads to no model.
         CheckpointError: The model's files are incomplete, damaged or of another family.
         MemoryExceeded: The weights do not fit into memory.
         OptionError: An unknown dtype, quantization or variant, a bad topology, bound or folder,
-            a draft model of another vocabulary, or a bad value of an environment variable.
+            a draft model of another vocabulary, or a bad value of an environment variable; or
+            ranks that cannot share this model evenly.
+        RanksLost: A rank is gone, or loads something else.
     """
     begin = time.perf_counter()
     name = default_model() if model is None else str(model)
@@ -121,6 +128,9 @@ def load(
         raise OptionError(
             f"disk_cache_bytes is {disk_cache_bytes}, expected a number of bytes from 0 up"
         )
+    if ranks is not None and (draft is not None or outliving is not None):
+        what = "a draft model" if draft is not None else "a cache on disk"
+        raise OptionError(f"{what} is for one process, and {ranks.size} hold this model together")
     path = resolve_model(name, variant, progress=progress)
     with open_bundle(path, variant) as bundle:
         folder = bundle.folder
@@ -134,14 +144,22 @@ def load(
         file = folder / "generation_config.json"
         generation = read_json(file) if file.exists() else {}
         target = DTYPES[dtype] if dtype in DTYPES else device_dtype(bundle.tensors.values())
-        check_weights(weight_bytes(bundle.tensors, config.text, target.size, plan.formats))
+        tensors, text, share = bundle.tensors, config.text, None
+        if ranks is not None:
+            from mlx_qwenvl.distributed.same import facts_of
+
+            ends, share = end_ids(generation, tokenizer), ranks.share
+            ranks.compare(facts_of(folder, config, tensors, plan.formats, target, ends))
+            tensors, text = parts_of(tensors, config, plan, share), share.of_text(text)
+        check_weights(weight_bytes(tensors, text, target.size, plan.formats))
         network = load_model(
-            bundle.tensors,
+            tensors,
             config,
             processor.normalization,
             dtype=dtype,
             plan=plan,
             progress=progress,
+            share=share,
         )
         disk = None
         if outliving is not None:
@@ -159,10 +177,11 @@ def load(
         drafting = small, Stores.of(small, prefix_bytes, feature_bytes)
     wire_memory()
     log.info("fused steps: %s", network.ops.name)
-    stores = Stores.of(network, prefix_bytes, feature_bytes, disk)
+    agreed = ALONE if ranks is None else ranks.agreed
+    stores = Stores.of(network, prefix_bytes, feature_bytes, disk, agreed)
     load_s = time.perf_counter() - begin
     vlm = QwenVL(
-        name, network, tokenizer, template, processor, generation, load_s, stores, drafting
+        name, network, tokenizer, template, processor, generation, load_s, stores, drafting, ranks
     )
     vlm.progress = progress
     return vlm
@@ -181,8 +200,10 @@ class QwenVL:
         load_s: Seconds that loading took.
         stores: What is kept of earlier questions; by default new ones with the usual bounds.
         draft: A model that proposes tokens, and what it keeps of earlier questions.
+        ranks: The processes that hold the model together.
 
     Attributes:
+        ranks: As given; None where this process is alone.
         progress: Whether to show a bar while a long prompt is read, where the caller has no
             `on_prefill` of its own. Answers for event loops show none: several are read at once.
     """
@@ -198,6 +219,7 @@ class QwenVL:
         load_s: float,
         stores: Stores | None = None,
         draft: tuple[Qwen2VL, Stores] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -206,6 +228,7 @@ class QwenVL:
         self.processor = processor
         self.stores = stores or Stores.of(model)
         self.draft = draft
+        self.ranks = ranks
         self.load_s = load_s
         self.progress = False
         self.turnstile = Turnstile()
@@ -354,16 +377,27 @@ class QwenVL:
         if in_bulk:
             one = Stores.of(self.model, prefix_bytes=1, feature_bytes=0)
             stores = replace(stores, prefixes=one.prefixes)
-        return Scheduler(
-            self.model,
-            self.tokenizer,
-            stores,
-            self.end_ids,
-            self.grammars.start,
-            self._drafting,
-            max_running,
-            in_bulk=in_bulk,
-        )
+        start, drafting, ranks = self.grammars.start, self._drafting, self.ranks
+        of_model = self.model, self.tokenizer, stores, self.end_ids, start, drafting, max_running
+        if ranks is None:
+            return Scheduler(*of_model, in_bulk=in_bulk)
+        if not ranks.leads:
+            return Scheduler(*of_model, in_bulk=in_bulk, agreed=ranks.agreed)
+        from mlx_qwenvl.distributed.lead import LeadingScheduler
+
+        return LeadingScheduler(ranks, *of_model, in_bulk=in_bulk)
+
+    def follow(self) -> int:
+        """Compute what rank 0 is asked, where this is another rank; give the code to exit with.
+
+        Raises:
+            RanksLost: A rank is gone.
+        """
+        if self.ranks is None or self.ranks.leads:
+            raise OptionError("rank 0 is asked and does not follow")
+        from mlx_qwenvl.distributed.follow import follow
+
+        return follow(self.ranks, lambda most, in_bulk: self.scheduler(most, in_bulk=in_bulk))
 
     def logits(
         self,
@@ -379,6 +413,8 @@ class QwenVL:
 
         The arguments are those of `generate`.
         """
+        if self.ranks is not None:
+            raise OptionError("logits are computed by one process, and several hold this model")
         options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
         built = self.prompt(question_messages(prompt, images, messages, system), options)
 
@@ -441,6 +477,8 @@ class QwenVL:
         if options.grammar is not None:
             self.grammars.compile(options.grammar)
         watch.reading_s = time.perf_counter() - watch.called
+        if self.ranks is not None:
+            return self._in_steps(self._with_ranks(prompt, options, watch))
         stores = self.stores if options.cache else Stores.of(self.model, 0, 0)
         check_answer(self.model, prompt, options, stores, self.stores)
         return self._in_steps(self._in_conversation(prompt, stores, options, watch))
@@ -494,6 +532,15 @@ class QwenVL:
             stores.prefixes.put(conversation)
             raise
         stores.prefixes.put(conversation)
+
+    def _with_ranks(
+        self, prompt: Prompt, options: Options, watch: Stopwatch
+    ) -> Generator[Chunk, None, None]:
+        from mlx_qwenvl.distributed.lead import LeadingScheduler, answer_in
+
+        scheduler = self.scheduler(1)
+        assert isinstance(scheduler, LeadingScheduler), "only rank 0 is asked"
+        yield from answer_in(scheduler, prompt, options, watch)
 
     def _drafting(self, options: Options) -> DraftModel | None:
         if self.draft is None or not options.speculation:

@@ -10,6 +10,7 @@ that one is done: handed over earlier, it would find the shared arrays in use an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -98,10 +99,16 @@ class Crowd:
     Args:
         model: The model.
         on_token: Called when the tokens of a step are there, before the next is handed over.
+        clock: Tells seconds, by which proposals are made or not.
     """
 
-    def __init__(self, model: Qwen2VL, on_token: Callable[[], None]) -> None:
-        self._model, self._on_token = model, on_token
+    def __init__(
+        self,
+        model: Qwen2VL,
+        on_token: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._model, self._on_token, self._clock = model, on_token, clock
         self._cache = BatchCache(len(model.layers))
         self._steps = 0
         self.members: list[Member] = []
@@ -227,7 +234,7 @@ class Crowd:
     ) -> list[tuple[Member, Sampled]]:
         """Begin to verify proposals; give what was drawn before and not told yet."""
         rows, before = verify_rows(self._model), member.speculator
-        speculator = Speculator(sources(member.prompt, member.drafting, rows), rows)
+        speculator = Speculator(sources(member.prompt, member.drafting, rows), rows, self._clock)
         if before is not None:
             speculator.proposed, speculator.accepted = before.proposed, before.accepted
             speculator.rounds = before.rounds

@@ -8,11 +8,12 @@ line that says what would fit. `$MLX_QWENVL_MEMORY_LIMIT` says otherwise: bytes,
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwenvl.engine.agreed import ALONE, Agreed
 from mlx_qwenvl.engine.looking import VISION_BATCH
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.stores import Stores
@@ -101,6 +102,7 @@ def check_answer(
     kept: Stores,
     *,
     is_shared: bool = False,
+    agreed: Agreed = ALONE,
 ) -> None:
     """Refuse a question whose prompt and first answer tokens do not fit.
 
@@ -113,6 +115,7 @@ def check_answer(
         stores: Those that the answer will use.
         kept: Those that may make room.
         is_shared: Whether others run beside it, so that its keys and values are copied to theirs.
+        agreed: Gives the bytes that count.
 
     Raises:
         MemoryExceeded: It does not fit.
@@ -121,12 +124,13 @@ def check_answer(
     most = memory_here() if limit is None else limit
     copies = SLOT_COPIES if is_shared else 0
     question = _Question.of(model, prompt, options, stores, copies=copies)
-    lacking = question.peak() - most
+    lacking = agreed.number(question.peak() - most)
     if lacking > 0:
-        kept.make_room(lacking)
+        # Cut pictures are rank 0's alone, so what they free is told before the rest is.
+        kept.make_room(lacking - agreed.number(kept.patches.make_room(lacking)))
         mx.synchronize()  # what is still being computed holds memory that is free afterwards
         question = _Question.of(model, prompt, options, stores, copies=copies)
-    _refuse_beyond(question, limit)
+    _refuse_beyond(question, limit, agreed)
 
 
 def check_ever(model: Qwen2VL, prompt: Prompt, options: Options, free: int) -> None:
@@ -145,10 +149,12 @@ def check_ever(model: Qwen2VL, prompt: Prompt, options: Options, free: int) -> N
     _refuse_beyond(_Question.of(model, prompt, options, nothing, free=free), memory_limit())
 
 
-def _refuse_beyond(question: _Question, limit: int | None) -> None:
+def _refuse_beyond(question: _Question, limit: int | None, agreed: Agreed = ALONE) -> None:
     needed = question.peak()
-    if limit is None or needed <= limit:
+    if agreed.number(0 if limit is None else needed - limit) <= 0:
         return
+    if limit is None:
+        raise MemoryExceeded("the answer needs more memory than rank 0 has")
     raise MemoryExceeded(
         f"the answer needs about {in_bytes(needed)} of memory and {in_bytes(limit)} are there; "
         f"{_advice(question, limit)} ({SWITCH}=off tries it all the same)"
@@ -244,6 +250,8 @@ class _Question:
             prefill_step=self.options.prefill_step,
             kv=PLAIN if context <= kv.start else kv,
         )
+        if self.model.share is not None:  # what a layer computes counts in full, which is too much
+            needed = replace(needed, kv_cache=needed.kv_cache // self.model.share.size)
         vectors = vector_bytes(config, tokens, pictures, backend)
         held = mx.get_active_memory() - self.free - min(self.in_place, needed.kv_cache)
         return held + needed.total + vectors + self.copies * needed.kv_cache

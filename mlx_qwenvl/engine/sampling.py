@@ -163,6 +163,9 @@ def draw(logits: mx.array, samplers: Sequence[Sampler], ops: Ops) -> list[Sample
         scale, filters = settings_of(tuple(sampler.options.sampling for sampler in samplers))
         chance = mx.array([[sampler.chance()] for sampler in samplers], dtype=mx.uint64)
         tokens = ops.sample(mx.softmax(adjusted * scale, axis=-1), chance, filters)
+    if ops.of_first is not None:
+        # Chips round differently, and one other token would be the end of the common way.
+        tokens = ops.of_first(tokens)
     drawn = []
     for i, (sampler, token) in enumerate(zip(samplers, tokens, strict=True)):
         sampler.count(token)

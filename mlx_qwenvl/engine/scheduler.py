@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from mlx_qwenvl.engine.agreed import ALONE, Agreed
 from mlx_qwenvl.engine.constraint import Constraint
 from mlx_qwenvl.engine.crowd import Crowd, Member
 from mlx_qwenvl.engine.draft import Draft, DraftModel
@@ -54,6 +55,7 @@ class Scheduler:
         in_bulk: Whether all that counts is when the last answer is there. Questions are then read
             first, uncut, as long as there are places, so that each step of decoding has as many
             answers as can be; and answers are not kept, because nobody goes on from them.
+        agreed: What is decided by the time and by memory.
     """
 
     def __init__(
@@ -67,14 +69,16 @@ class Scheduler:
         max_running: int = MAX_RUNNING,
         *,
         in_bulk: bool = False,
+        agreed: Agreed = ALONE,
     ) -> None:
         if max_running < 1:
             raise OptionError(f"max_running is {max_running}, expected a number from 1 up")
         self._model, self._tokenizer, self._stores = model, tokenizer, stores
         self._end_ids, self._start, self._drafting = end_ids, start, drafting
         self.max_running, self._in_bulk = max_running, in_bulk
-        self.slices = Slices()
-        self._crowd = Crowd(model, lambda: self.slices.mark())
+        self._agreed = agreed
+        self.slices = Slices(agreed.clock)
+        self._crowd = Crowd(model, lambda: self.slices.mark(), agreed.clock)
         self._of: dict[int, tuple[Job, int]] = {}  # whose answer a member is, by identity
         self._queue: deque[Job] = deque()
         self._reading: Job | None = None
@@ -165,7 +169,13 @@ class Scheduler:
         shares = bool(self._crowd.members or self._ready)
         try:
             check_answer(
-                self._model, job.prompt, job.options, job.stores, self._stores, is_shared=shares
+                self._model,
+                job.prompt,
+                job.options,
+                job.stores,
+                self._stores,
+                is_shared=shares,
+                agreed=self._agreed,
             )
         except MemoryExceeded as error:
             if shares:

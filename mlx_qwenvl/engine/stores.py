@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_qwenvl.engine.agreed import ALONE, Agreed
 from mlx_qwenvl.engine.conversation import Conversation
 from mlx_qwenvl.engine.disk_tier import DiskTier
 from mlx_qwenvl.engine.feature_store import FEATURE_BYTES, FeatureStore
@@ -41,6 +42,7 @@ class Stores:
         prefix_bytes: int | None = None,
         feature_bytes: int | None = None,
         disk: DiskTier | None = None,
+        agreed: Agreed = ALONE,
     ) -> Stores:
         """Empty stores of a model.
 
@@ -50,6 +52,7 @@ class Stores:
                 where that is less.
             feature_bytes: Of memory; None for 256 MiB. 0 keeps no cut pictures either.
             disk: Where prefixes and features outlive the process.
+            agreed: Gives the bounds that count.
         """
         for name, value in (("prefix_bytes", prefix_bytes), ("feature_bytes", feature_bytes)):
             if value is not None and value < 0:
@@ -58,6 +61,7 @@ class Stores:
             prefix_bytes = min(PREFIX_BYTES, memory_here() // PREFIX_SHARE)
         if feature_bytes is None:
             feature_bytes = FEATURE_BYTES
+        prefix_bytes, feature_bytes = agreed.number(prefix_bytes), agreed.number(feature_bytes)
         blocks = None if disk is None else PrefixDisk(model, disk)
         return cls(
             PrefixStore(prefix_bytes, lambda kv: Conversation(model, kv), blocks),

@@ -29,6 +29,7 @@ class Ops:
         rotate_qkv: (qkv, bias, rotation, heads, kv_heads) to queries, and keys with values.
         add_rms_norm: (x, delta, weight, eps) to sum and norm.
         sample: (p, chance, filters) to one token a row.
+        of_first: An array to rank 0's, where several processes hold the model; else None.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Ops:
     rotate_qkv: Callable[[mx.array, mx.array | None, Rotation, int, int], Pair]
     add_rms_norm: Callable[[mx.array, mx.array, mx.array, float], Pair]
     sample: Callable[[mx.array, mx.array, Filters], mx.array]
+    of_first: Callable[[mx.array], mx.array] | None = None
 
 
 TWINS = Ops(

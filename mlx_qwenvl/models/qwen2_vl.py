@@ -6,6 +6,7 @@ Module names are the checkpoint's (`visual`, `model`, `lm_head`), so weights nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -70,6 +71,7 @@ class Qwen2VL(nn.Module):
         for layer in self.layers:
             layer.shard(share)
         self.share = share
+        self.ops = replace(self.ops, of_first=share.of_first)
 
     def merge_projections(self) -> None:
         """Merge the projections that read the same input; call it once, after loading."""

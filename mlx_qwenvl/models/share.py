@@ -9,7 +9,7 @@ them, keys and values included, is a rank's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -41,7 +41,14 @@ class Share:
 
     def of_first(self, array: mx.array) -> mx.array:
         """What rank 0 holds, on all ranks."""
-        return self.total(array if self.rank == 0 else mx.zeros_like(array))
+        if self.rank > 0:
+            # Behind the array all the same: every rank has to come to its sums in one order.
+            array = mx.depends([mx.zeros_like(array)], [array])[0]
+        return self.total(array)
+
+    def of_text(self, text: TextConfig) -> TextConfig:
+        """The decoder's shape with the middle of its MLPs as wide as a rank's part of it."""
+        return replace(text, intermediate_size=text.intermediate_size // self.size)
 
     def part(self, length: int) -> slice:
         """This rank's part of an axis that the ranks share evenly."""

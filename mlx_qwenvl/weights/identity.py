@@ -56,18 +56,17 @@ def model_identity(
         "tensors": [
             (name, number[t.file], t.begin, t.dtype, t.shape) for name, t in sorted(tensors.items())
         ],
-        "files": [_sampled(file) for file in files],
+        "files": [(file.stat().st_mtime_ns, *sampled(file)) for file in files],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _sampled(file: Path) -> tuple[int, int, str]:
-    """Length, time of change and a digest of the beginning, the end and places between."""
-    status = file.stat()
-    sha = hashlib.sha256()
+def sampled(file: Path) -> tuple[int, str]:
+    """Length of a file, and a digest of its beginning, its end and places between."""
+    size, sha = file.stat().st_size, hashlib.sha256()
     with file.open("rb") as opened:
-        last = max(0, status.st_size - SAMPLE)
+        last = max(0, size - SAMPLE)
         for place in range(SAMPLES):
             opened.seek(last * place // (SAMPLES - 1))
             sha.update(opened.read(SAMPLE))
-    return status.st_size, status.st_mtime_ns, sha.hexdigest()
+    return size, sha.hexdigest()

@@ -1,0 +1,80 @@
+"""Real processes on this machine that MLX's ring connects, as `mlx.launch` starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+START_S = 120.0  # that a busy machine may take for what is done within seconds elsewhere
+
+
+def free_ports(count: int) -> list[int]:
+    """Neighbouring ports that nobody listens on."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            base = first.getsockname()[1]
+        with suppress(OSError, OverflowError):
+            for port in range(base, base + count):
+                socket.create_server(("127.0.0.1", port)).close()
+            return list(range(base, base + count))
+
+
+@contextmanager
+def ranks(
+    size: int, command: Sequence[str], folder: Path, *others: Sequence[str]
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start one process a rank; whatever is left of them at the end of the block is killed.
+
+    Args:
+        size: How many.
+        command: Arguments of Python.
+        folder: For the file of hosts.
+        others: Arguments of Python for the ranks from 1 on, where they are to differ.
+    """
+    ports = free_ports(size + 1)[:size]  # the one above is where they meet
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    commands = [command, *(others or [command] * (size - 1))]
+    started = []
+    try:
+        for rank, arguments in enumerate(commands):
+            environment = os.environ | {
+                "MLX_RANK": str(rank),
+                "MLX_HOSTFILE": str(hosts),
+                "PYTHONPATH": str(ROOT),
+            }
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    cwd=ROOT,
+                )
+            )
+        yield started
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.communicate()
+
+
+def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """How each of them ends: exit code, stdout and stderr."""
+    out = []
+    for process in processes:
+        told, errors = process.communicate(timeout=START_S)
+        out.append((process.returncode, told, errors))
+    return out
