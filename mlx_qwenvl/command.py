@@ -68,6 +68,8 @@ def _outcome(body: Callable[[], int], program: str) -> tuple[int, str]:
         return _fail(program, str(error), EXIT_ERROR)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", EXIT_INTERRUPTED)
+    except SystemExit as end:
+        return int(end.code or EXIT_OK), ""
     except BrokenPipeError:
         # The reader left, as `head` does. Point stdout elsewhere, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from mlx_qwenvl.arguments import launched
 from mlx_qwenvl.command import EXIT_OK, Parser, announce_demo, run
-from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.vlm import QwenVL, load
 from mlx_qwenvl.weights.resolve import DEMO
 
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    ranks = launched()
     settings, loading = options.read(arguments)
+    if ranks is not None and not ranks.leads:
+        return load(**asdict(loading), ranks=ranks).follow()
+    if ranks is not None and settings.idle_unload_s is not None:
+        raise OptionError("--idle-unload is for one process, and several hold the model together")
     try:
         # Imported late: it needs what the extra brings, which --help does not.
         from .process import serve
@@ -41,7 +47,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         announce_demo()
 
     def open_model() -> QwenVL:
-        return load(**asdict(loading), progress=sys.stderr.isatty())
+        return load(**asdict(loading), progress=sys.stderr.isatty(), ranks=ranks)
 
     serve(open_model, settings, loading.model)
     return EXIT_OK

@@ -17,7 +17,7 @@ from typing import Literal
 
 from mlx_qwenvl.engine.job import Event, Job, Told
 from mlx_qwenvl.engine.telling import Stopwatch
-from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.errors import QwenVLError, RanksLost
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.vlm import QwenVL
@@ -44,6 +44,7 @@ MAX_CRASHES = 5  # within `CRASHES_S`, after which starting anew is given up
 CRASHES_S = 60.0  # seconds
 LOOK_S = 0.5  # between looks at what only time tells, in seconds
 STOP_S = 5.0  # in which a step may come to its end when the server ends, in seconds
+RANKS_S = 15.0  # in which the server tells its callers that another rank is gone, in seconds
 
 log = logging.getLogger("mlx_qwenvl.server")
 
@@ -320,6 +321,10 @@ class Engine:
     def _when_crashed(self, error: BaseException, goes_on: bool) -> None:
         self._post(lambda: self._note_crash(error, goes_on))
 
+    def _when_lost(self, reason: str) -> None:
+        log.critical("%s", reason)
+        self._when_crashed(RanksLost(reason), False)
+
     def _note_loaded(self, vlm: QwenVL | Exception) -> None:
         assert self._loading is not None
         if self._loading.done():  # the engine is dead already
@@ -335,6 +340,8 @@ class Engine:
             return
         self.load_count += 1
         self._vlm, self._tokenizer = vlm, vlm.tokenizer
+        if vlm.ranks is not None:
+            vlm.ranks.when_lost(self._when_lost, RANKS_S)
         if self.state in ("loading", "unloaded"):
             self.state = "ready"
         self._quiet_since = time.monotonic()

@@ -20,6 +20,7 @@ from mlx_qwenvl.engine.job import Event, Job
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.scheduler import Scheduler
 from mlx_qwenvl.engine.telling import Stopwatch
+from mlx_qwenvl.errors import RanksLost
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.vlm import QwenVL
 
@@ -156,6 +157,9 @@ class Worker:
         """Do something, and begin anew where it fails."""
         try:
             work()
+        except RanksLost as error:  # there is nothing to begin anew with
+            self._ended = True
+            self._crashed(error, False)
         except Exception as error:
             log.critical("the engine failed", exc_info=error)
             self._forget_all()

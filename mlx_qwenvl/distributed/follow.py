@@ -46,7 +46,7 @@ def follow(ranks: Ranks, make: Callable[[int, bool], Scheduler]) -> int:
             with ranks.working():
                 _obey(ranks, command, led, make)
         except Ended as end:
-            return end.code
+            return int(end.code or 0)
 
 
 def _obey(

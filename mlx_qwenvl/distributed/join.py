@@ -21,7 +21,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwenvl.distributed.commands import Hello
-from mlx_qwenvl.distributed.line import Line, read_word, word_bytes
+from mlx_qwenvl.distributed.line import SILENCE_S, Line, read_word, word_bytes
 from mlx_qwenvl.distributed.ranks import Ranks
 from mlx_qwenvl.distributed.wire import WireError
 from mlx_qwenvl.errors import OptionError, RanksLost
@@ -30,6 +30,8 @@ from mlx_qwenvl.models.share import Share
 JOIN_S = 60.0  # in which all ranks have to be there
 RETRY_S = 0.1  # between attempts to reach rank 0
 HELLO_S = 5.0  # in which who connects has to say who it is
+LEAST_SILENCE_S = 2  # four signs of life
+SILENCE_VARIABLE = "MLX_QWENVL_RANK_SILENCE"  # seconds
 ADDRESS_VARIABLE = "MLX_QWENVL_RANK0"  # HOST or HOST:PORT at which rank 0 is met
 
 
@@ -64,6 +66,7 @@ def join() -> Ranks | None:
         return None
     if place.rank > 0 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_s = silence_of(os.environ)
     end = time.monotonic() + JOIN_S
     peers = _gathered(place, end) if place.rank == 0 else {0: _reached(place, end)}
     # MLX holds Python while it connects; this ends the process if one of them is gone by then.
@@ -79,7 +82,23 @@ def join() -> Ranks | None:
             f"MLX calls this rank {group.rank()} of {group.size()}, the launcher {place.rank} of "
             f"{place.size}"
         )
-    return Ranks(Share.of(group), Line(peers))
+    return Ranks(Share.of(group), Line(peers, silence_s))
+
+
+def silence_of(environment: Mapping[str, str]) -> float:
+    """Seconds of silence after which a rank counts as gone.
+
+    Raises:
+        OptionError: The variable is no number of seconds.
+    """
+    said = environment.get(SILENCE_VARIABLE)
+    if said is None:
+        return SILENCE_S
+    if not (said.isascii() and said.isdigit() and int(said) >= LEAST_SILENCE_S):
+        raise OptionError(
+            f"{SILENCE_VARIABLE} is {said!r}; expected seconds from {LEAST_SILENCE_S} up"
+        )
+    return int(said)
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:

@@ -18,7 +18,7 @@ from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.engine.scheduler import Scheduler
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.engine.telling import Stopwatch
-from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.errors import QwenVLError, RanksLost
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
@@ -96,8 +96,10 @@ class LeadingScheduler(Scheduler):
         return events
 
     def close(self) -> None:
-        """Let it go on the other ranks."""
-        if self._is_open and self._ranks.reason is None:
+        """Withdraw what is left, and let it go on the other ranks."""
+        if self._is_open and self._ranks.go_on:
+            for job in list(self._numbered):
+                self.cancel(job)
             self._ranks.tell(Close(self._number))
 
 
@@ -112,9 +114,6 @@ def answer_in(
                 if isinstance(event, Failed):
                     raise event.error
                 yield event.chunk
-    except GeneratorExit:
-        scheduler.cancel(job)
-        raise
     finally:
         scheduler.close()
 
@@ -132,5 +131,7 @@ def heard_of(events: Sequence[Event], numbers: dict[Job, int]) -> tuple[Heard, .
 def refuse_faults(events: Sequence[Event]) -> None:
     """Raise what a job failed of that is not the job's fault, such as a connection."""
     for event in events:
-        if isinstance(event, Failed) and not isinstance(event.error, QwenVLError):
-            raise event.error
+        if isinstance(event, Failed):
+            own = isinstance(event.error, QwenVLError) and not isinstance(event.error, RanksLost)
+            if not own:
+                raise event.error

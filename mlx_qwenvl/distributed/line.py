@@ -24,23 +24,18 @@ from mlx_qwenvl.distributed.wire import WireError, pack, unpack
 from mlx_qwenvl.errors import RanksLost
 
 BEAT_S = 0.5  # between signs of life
-SILENCE_S = 5.0  # after which a peer counts as gone
+SILENCE_S = 8.0  # after which a peer counts as gone
 GRACE_S = 2.0  # that a step may go on after a peer has gone
 MAX_FRAME = 2**31  # bytes of one word; a question with its pictures
 _LENGTH = struct.Struct("<I")
 _BEAT = _LENGTH.pack(0)
 
 
-class Ended(Exception):
-    """A peer has ended, and this process is to end as it did.
+class Ended(SystemExit):
+    """Rank 0 has ended, and this process ends with the same exit code.
 
-    Args:
-        code: The exit code.
+    It is no `Exception`: a scheduler would take it for the fault of a question.
     """
-
-    def __init__(self, code: int) -> None:
-        super().__init__()
-        self.code = code
 
 
 class Line:
@@ -48,14 +43,15 @@ class Line:
 
     Args:
         peers: By rank: all others for rank 0, rank 0 for the others.
+        silence_s: After which a peer counts as gone, in seconds.
 
     Attributes:
         reason: Why the ranks cannot go on, or None.
         grace_s: As `GRACE_S`; longer for who has more to do than to say so.
     """
 
-    def __init__(self, peers: Mapping[int, socket.socket]) -> None:
-        self._peers = dict(peers)
+    def __init__(self, peers: Mapping[int, socket.socket], silence_s: float = SILENCE_S) -> None:
+        self._peers, self._silence_s = dict(peers), silence_s
         self.reason: str | None = None
         self.grace_s = GRACE_S
         self._code = 1  # to leave with once `reason` is there
@@ -126,13 +122,23 @@ class Line:
             tell(reason)
 
     def lost_because(self, error: BaseException) -> RanksLost:
-        """What a failed step is told as: that a peer is gone, where it turns out to be so."""
+        """What a failed step is told as: that a peer is gone, where it turns out to be so.
+
+        Raises:
+            Ended: Rank 0 has ended meanwhile, which is why.
+        """
         end = time.monotonic() + GRACE_S
-        while self.reason is None and time.monotonic() < end:
+        while not self._lost_at and time.monotonic() < end:
             time.sleep(BEAT_S / 10)
+        if self._lost_at and self.reason is None:
+            raise Ended(self._code) from error
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        self._lose(f"a rank failed and the others cannot go on ({said})")
-        return RanksLost(self.reason or "")
+        return self.lose(f"a rank failed and the others cannot go on ({said})")
+
+    def lose(self, reason: str) -> RanksLost:
+        """Give up, here and at the peers; the error says why, which may be an earlier reason."""
+        self._lose(reason)
+        return RanksLost(self.reason or reason)
 
     def close(self, code: int, why: str) -> None:
         """Tell the peers that this process ends, and listen no more."""
@@ -212,7 +218,9 @@ class Line:
     def _watch(self) -> None:
         """Give signs of life, miss those of others, and end what waits in vain."""
         while True:
+            begin = time.monotonic()
             time.sleep(BEAT_S)
+            stood_still = max(0.0, time.monotonic() - begin - BEAT_S)
             if self._lost_at:
                 self._end_what_waits()
                 continue
@@ -226,9 +234,12 @@ class Line:
                 finally:
                     self._sending.release()
             now = time.monotonic()
-            for rank, at in self._heard_at.items():
-                if now - at > SILENCE_S:
-                    self._lose(f"rank {rank} has been silent for {SILENCE_S:.0f} s", besides=rank)
+            for rank, at in list(self._heard_at.items()):
+                # While this process stood still, what came was not read.
+                self._heard_at[rank] = at = min(at + stood_still, now)
+                if now - at > self._silence_s:
+                    why = f"rank {rank} has been silent for {self._silence_s:g} s"
+                    self._lose(why, besides=rank)
 
     def _end_what_waits(self) -> None:
         since = self._busy_since

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from mlx_qwenvl.distributed.commands import Command, Facts
-from mlx_qwenvl.distributed.line import Line, leave
+from mlx_qwenvl.distributed.line import Ended, Line, leave
 from mlx_qwenvl.engine.agreed import Agreed
 from mlx_qwenvl.errors import RanksLost
 from mlx_qwenvl.models.share import Share
@@ -59,12 +59,19 @@ class Ranks:
         """Why the ranks cannot go on, or None."""
         return self._line.reason
 
+    @property
+    def go_on(self) -> bool:
+        """Whether anything may still be computed together."""
+        return not (self._is_broken or self.reason)
+
     def tell(self, command: Command) -> None:
         """Have the others do something.
 
         Raises:
-            RanksLost: One of them is gone.
+            RanksLost: One of them is gone, or a step was broken off.
         """
+        if self._is_broken:
+            raise RanksLost(self.reason or "a step of several ranks was broken off")
         self._line.tell(command)
 
     def next(self) -> Command:
@@ -89,7 +96,7 @@ class Ranks:
         try:
             with self._line.busy():
                 yield
-        except RanksLost:
+        except (RanksLost, Ended):
             self._is_broken = True
             raise
         except Exception as error:
@@ -121,9 +128,7 @@ class Ranks:
                         why = (
                             f"rank {rank} has another {name}: {theirs.get(name)}, rank 0 has {ours}"
                         )
-                        self._is_broken = True
-                        self._line.close(1, why)
-                        raise RanksLost(why)
+                        raise self._line.lose(why)
             self._line.tell(Facts(dict(facts)))
 
     def when_lost(self, tell: Callable[[str], None], grace_s: float) -> None:
@@ -138,10 +143,7 @@ class Ranks:
 
     def out_of_step(self, what: str) -> RanksLost:
         """The error of ranks that do not do the same thing; all of them are told."""
-        self._is_broken = True
-        why = f"rank {self.rank} has fallen out of step: {what}"
-        self._line.close(1, why)
-        return RanksLost(why)
+        return self._line.lose(f"rank {self.rank} has fallen out of step: {what}")
 
     def end(self, code: int, said: str = "") -> None:
         """Tell the others that this process ends; where steps were broken off it ends here.
@@ -151,7 +153,7 @@ class Ranks:
             said: What its last words were, where it fails.
         """
         self._line.close(code, "" if self.leads else said)
-        if self._is_broken or self.reason:
+        if not self.go_on:
             leave(code)
 
     def __enter__(self) -> Ranks:

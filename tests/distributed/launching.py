@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SILENCE_S = 4
 START_S = 120.0  # that a busy machine may take for what is done within seconds elsewhere
 
 
@@ -50,6 +51,7 @@ def ranks(
                 "MLX_RANK": str(rank),
                 "MLX_HOSTFILE": str(hosts),
                 "PYTHONPATH": str(ROOT),
+                "MLX_QWENVL_RANK_SILENCE": str(SILENCE_S),
             }
             started.append(
                 subprocess.Popen(
