@@ -30,9 +30,10 @@ from mlx_qwenvl.models.share import Share
 JOIN_S = 60.0  # in which all ranks have to be there
 RETRY_S = 0.1  # between attempts to reach rank 0
 HELLO_S = 5.0  # in which who connects has to say who it is
+HELLO_BYTES = 1024  # that it may take for that
 LEAST_SILENCE_S = 2  # four signs of life
 SILENCE_VARIABLE = "MLX_QWENVL_RANK_SILENCE"  # seconds
-ADDRESS_VARIABLE = "MLX_QWENVL_RANK0"  # HOST or HOST:PORT at which rank 0 is met
+ADDRESS_VARIABLE = "MLX_QWENVL_RANK_ADDRESS"  # HOST or HOST:PORT at which rank 0 is met
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _who(sock: socket.socket, place: Place) -> int | None:
     """Which rank has connected; None for who is none."""
     sock.settimeout(HELLO_S)
     with suppress(OSError, WireError):
-        word = read_word(sock)
+        word = read_word(sock, most=HELLO_BYTES)
         if isinstance(word, Hello) and word.size == place.size and 0 < word.rank < place.size:
             return word.rank
     return None
@@ -200,7 +201,7 @@ def _reached(place: Place, end: float) -> socket.socket:
             sock = socket.create_connection((place.host, place.port), timeout=left)
             sock.sendall(word_bytes(Hello(place.rank, place.size)))
             sock.settimeout(max(end - time.monotonic(), 0.001))
-            if read_word(sock) == Hello(0, place.size):
+            if read_word(sock, most=HELLO_BYTES) == Hello(0, place.size):
                 return sock
             reason = "it is none of ours"
         except (OSError, WireError) as error:

@@ -269,12 +269,15 @@ def word_bytes(word: Any) -> bytes:
     return _LENGTH.pack(len(packed)) + packed
 
 
-def read_word(sock: socket.socket, note: Callable[[], None] = lambda: None) -> Any:
+def read_word(
+    sock: socket.socket, note: Callable[[], None] = lambda: None, most: int = MAX_FRAME
+) -> Any:
     """The next word that comes.
 
     Args:
         sock: Where from.
         note: Called whenever something has come, if only a sign of life.
+        most: Bytes that it may have.
 
     Raises:
         OSError: The connection has ended.
@@ -282,7 +285,7 @@ def read_word(sock: socket.socket, note: Callable[[], None] = lambda: None) -> A
     """
     while True:
         (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, note))
-        if length > MAX_FRAME:
+        if length > most:
             raise WireError(f"a word of {length} bytes")
         if length:
             return unpack(_exactly(sock, length, note))

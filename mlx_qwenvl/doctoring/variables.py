@@ -18,6 +18,8 @@ KNOWN = (
     "MLX_QWENVL_MODEL",
     "MLX_QWENVL_OPENBLAS",
     "MLX_QWENVL_PAD_MLP",
+    "MLX_QWENVL_RANK_ADDRESS",
+    "MLX_QWENVL_RANK_SILENCE",
 )
 # Of others; some may hold secrets, so that only their being set is told.
 OTHERS = (

@@ -130,5 +130,5 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr == (
         f"mlx-qwenvl generate: rank 0 cannot listen at 127.0.0.1:{taken}: Address already in use; "
-        "take other ports (mlx.launch --starting-port) or MLX_QWENVL_RANK0=HOST:PORT\n"
+        "take other ports (mlx.launch --starting-port) or MLX_QWENVL_RANK_ADDRESS=HOST:PORT\n"
     )
