@@ -50,6 +50,7 @@ def test_an_answer_needs_no_framework_and_no_network_library() -> None:
     assert text
     loaded = {name.split(".")[0] for name in modules}
     assert loaded.isdisjoint(HEAVY + ELSEWHERE)
+    assert not [name for name in modules if name.startswith("mlx_qwenvl.distributed")]
 
 
 def test_import_prints_nothing_and_leaves_no_files(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ Rank 0 prints what it heard as one line of JSON.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
 
-from mlx_qwenvl import QwenVL, load
+from mlx_qwenvl import QwenVL, Reply, load
 from mlx_qwenvl.engine.grammar import Grammar
 from tests.crowds import Listener, Question
 from tests.golden.pictures import picture
@@ -38,6 +39,8 @@ def all_of_it(vlm: QwenVL) -> Heard:
     for chunk in vlm.stream("Say more.", temperature=0, max_tokens=50):
         heard["left early"] = list(chunk.token_ids)
         break
+    replies = asyncio.run(_at_once(vlm, "What is it?", "What is it not?"))
+    heard["at once"] = [list(reply.token_ids) for reply in replies]
     scheduler = vlm.scheduler(3)
     listener = Listener(scheduler)
     asked = [
@@ -60,6 +63,11 @@ def all_of_it(vlm: QwenVL) -> Heard:
     assert not listener.errors
     heard["features found"] = vlm.stores.features.hits
     return heard
+
+
+async def _at_once(vlm: QwenVL, *questions: str) -> list[Reply]:
+    asked = (vlm.agenerate(text, temperature=0, max_tokens=3) for text in questions)
+    return list(await asyncio.gather(*asked))
 
 
 SCENARIOS = {"few": few, "all": all_of_it}
