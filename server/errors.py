@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_qwenvl.errors import ContextError, MemoryExceeded, QwenVLError
+from mlx_qwenvl.errors import ContextError, MemoryExceeded, QwenVLError, RanksLost
 from mlx_qwenvl.inputs.tokenizer import printable
 
 from .ticket import EngineFailed, Overloaded, Unavailable
@@ -103,6 +103,7 @@ FAULTS: tuple[tuple[type[QwenVLError], int, str, str | None, Mapping[str, str]],
     (Overloaded, 429, "rate_limit_error", "overloaded", WAIT),
     (Unavailable, 503, "server_error", "unavailable", WAIT),
     (EngineFailed, 500, "server_error", "engine_failed", {}),
+    (RanksLost, 503, "server_error", "unavailable", WAIT),
     (ContextError, 400, "invalid_request_error", "context_length_exceeded", {}),
     (MemoryExceeded, 400, "invalid_request_error", "memory_exceeded", NEVER),
     (QwenVLError, 400, "invalid_request_error", None, {}),

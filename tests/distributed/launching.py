@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SILENCE_S = 4
+SILENCE_S = 3
 START_S = 120.0  # that a busy machine may take for what is done within seconds elsewhere
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.distributed.launching import ROOT, START_S, ends, free_ports, ranks
 
-SOON_S = 30.0  # 4 of silence, 2 of grace, and what a busy machine adds
+SOON_S = 30.0  # 3 of silence, 2 of grace, and what a busy machine adds
 STAR = "examples/images/star.png"
 LONG = ["--max-tokens", "1500", "--temperature", "0", "Say", "much"]
 
@@ -33,7 +33,7 @@ def last_line(text: str) -> str:
     ("sent", "to", "told"),
     [
         (signal.SIGKILL, 1, "rank 1 is gone: its connection was closed"),
-        (signal.SIGSTOP, 1, "rank 1 has been silent for 4 s"),
+        (signal.SIGSTOP, 1, "rank 1 has been silent for 3 s"),
         (signal.SIGKILL, 0, "rank 0 is gone: its connection was closed"),
     ],
 )

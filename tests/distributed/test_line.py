@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwenvl import QwenVL
 from mlx_qwenvl.distributed import join
 from mlx_qwenvl.distributed.commands import Close, Hello
 from mlx_qwenvl.distributed.join import Place, place_of, silence_of
 from mlx_qwenvl.distributed.line import Ended, Line, read_word, word_bytes
 from mlx_qwenvl.distributed.ranks import Ranks
-from mlx_qwenvl.errors import OptionError, RanksLost
+from mlx_qwenvl.engine.agreed import Agreed
+from mlx_qwenvl.engine.fit import check_answer
+from mlx_qwenvl.engine.options import Options
+from mlx_qwenvl.errors import MemoryExceeded, OptionError, RanksLost
+from mlx_qwenvl.inputs.messages import question_messages
 from mlx_qwenvl.models.share import Share
 from tests.distributed.launching import free_ports
 
@@ -130,6 +135,24 @@ def test_a_step_that_was_broken_off_is_the_last(lines: tuple[Line, Line]) -> Non
     assert not leads.go_on
     with pytest.raises(RanksLost, match="a step of several ranks was broken off"):
         leads.tell(Close(0))
+
+
+@pytest.mark.parametrize(("said", "fits"), [([-1, 0], True), ([9, 4, 1], False)])
+def test_there_is_memory_where_rank_0_says_so(tiny: QwenVL, said: list[int], fits: bool) -> None:
+    """Whatever this machine has: what is lacking, what cut pictures freed, what lacks still."""
+    options, numbers = Options(max_tokens=4), iter(said)
+    prompt = tiny.prompt(question_messages("Hello", [], None, None), options)
+    agreed = Agreed(time.perf_counter, lambda ours: next(numbers))
+
+    def check() -> None:
+        check_answer(tiny.model, prompt, options, tiny.stores, tiny.stores, agreed=agreed)
+
+    if fits:
+        check()
+    else:
+        with pytest.raises(MemoryExceeded):
+            check()
+    assert list(numbers) == []
 
 
 def test_the_launcher_says_who_is_who(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class FakeVLM:
 
     def __init__(self, make: Callable[[], FakeScheduler]) -> None:
         self.make, self.made = make, list[FakeScheduler]()
-        self.load_s, self.sampling, self.tokenizer = 0.0, None, object()
+        self.load_s, self.sampling, self.tokenizer, self.ranks = 0.0, None, object(), None
         text = SimpleNamespace(vocab_size=64, max_position_embeddings=128)
         self.config = SimpleNamespace(text=text)
         self.grammars = SimpleNamespace(close=lambda: None, compile=lambda grammar: None)

@@ -15,6 +15,7 @@ from mlx_qwenvl.errors import (
     OptionError,
     PromptError,
     QwenVLError,
+    RanksLost,
 )
 from server.errors import (
     RequestError,
@@ -38,6 +39,7 @@ STATUS: list[tuple[QwenVLError, int, str | None]] = [
     (UnknownModel("x"), 404, "model_not_found"),
     (Overloaded("x"), 429, "overloaded"),
     (Unavailable("x"), 503, "unavailable"),
+    (RanksLost("x"), 503, "unavailable"),
 ]
 
 
