@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import queue
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mlx_qwenvl import QwenVL
+from mlx_qwenvl.arguments import load_model
 from mlx_qwenvl.distributed import join
 from mlx_qwenvl.distributed.commands import Close, Hello
 from mlx_qwenvl.distributed.join import Place, place_of, silence_of
@@ -187,6 +189,17 @@ def test_a_launch_that_makes_no_sense_is_refused(
         return
     with pytest.raises(OptionError, match=told):
         place_of(environment)
+
+
+def test_a_command_for_one_process_is_not_answered_by_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text('[["10.0.0.1:5000"], ["10.0.0.2:5001"]]')
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    with pytest.raises(OptionError, match="this command is for one process"):
+        load_model(argparse.Namespace(model="demo"))
 
 
 def test_a_rank_beyond_the_hosts_is_refused(tmp_path: Path) -> None:
