@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import mlx.core as mx
+
 from mlx_qwenvl.distributed.commands import Command, Facts
 from mlx_qwenvl.distributed.line import Ended, Line, leave
 from mlx_qwenvl.engine.agreed import Agreed
@@ -152,9 +154,17 @@ class Ranks:
             code: The exit code.
             said: What its last words were, where it fails.
         """
+        if code == 0:
+            self.settle()
         self._line.close(code, "" if self.leads else said)
         if not self.go_on:
             leave(code)
+
+    def settle(self) -> None:
+        """Wait for what was begun ahead of its use: ranks that leave it meet closed connections."""
+        if self.go_on:
+            with self._line.busy():
+                mx.synchronize()
 
     def __enter__(self) -> Ranks:
         """Begin a block at whose end the others are told to end as well."""
@@ -163,6 +173,8 @@ class Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Tell the others to end: with 0, with 130 after Ctrl-C, else with 1."""
         code = 0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1
+        if code == 0:
+            self.settle()
         self._line.close(code, "" if self.leads or error is None else str(error))
 
     def _tell_time(self) -> float:
