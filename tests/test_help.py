@@ -41,7 +41,7 @@ LEFT_TO_OTHERS = {
 # What else help says in parentheses.
 REMARKS = {"one that fills the budget", "matplotlib", "find -print0"}
 # Options of programs that are not ours.
-FOREIGN = {"--prefix", "--throughput"}  # of npm, of mistral.rs
+FOREIGN = {"--prefix", "--dist", "--throughput"}  # of npm, of pytest-xdist, of mistral.rs
 
 PARENTHESIS = re.compile(r"\(([^()]*)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
