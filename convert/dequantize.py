@@ -9,7 +9,7 @@ from typing import Any
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.bundle import FORMAT_VERSION, open_bundle
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
@@ -66,7 +66,7 @@ def dequantize(
     with open_bundle(source, variant) as bundle:
         config = Config.from_folder(bundle.folder)
         tensors = check_tensors(bundle.tensors, config)
-        formats = stored_formats(Qwen2VL(config), tensors)
+        formats = stored_formats(build(config), tensors)
         if not formats:
             raise CheckpointError(f"{source} is not quantized, so there is nothing to undo")
         stated = _stated_dtype(read_json(bundle.folder / "config.json"))
@@ -101,7 +101,7 @@ def _jobs(
     rules: Rules,
     stated: str,
 ) -> list[TensorJob]:
-    modules = dict(Qwen2VL(config).named_modules())
+    modules = dict(build(config).named_modules())
     jobs: list[TensorJob] = []
     for name, tensor in tensors.items():
         path, _, part = name.rpartition(".")

@@ -50,7 +50,7 @@ from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_l
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
@@ -190,14 +190,14 @@ class QwenVL:
     def __init__(
         self,
         name: str,
-        model: Qwen2VL,
+        model: Model,
         tokenizer: Tokenizer,
         template: ChatTemplate,
         processor: Processor,
         generation: Mapping[str, Any],
         load_s: float,
         stores: Stores | None = None,
-        draft: tuple[Qwen2VL, Stores] | None = None,
+        draft: tuple[Model, Stores] | None = None,
     ) -> None:
         self.name = name
         self.model = model

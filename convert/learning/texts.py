@@ -24,7 +24,8 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.rope import MRope, prompt_positions
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.rope import Slot
 from mlx_qwenvl.weights import quantize
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import read_rows
@@ -119,18 +120,17 @@ def embedded(
     # A vocabulary is as large as several layers; only the rows that occur are read.
     rows = mx.concatenate([read_rows(stored, i, i + 1) for i in token_ids.tolist()])
     our_rows = _as_quantized(rows, plan.formats.get(EMBEDDING), dtype or rows.dtype)
-    rope = MRope(config.text.head_dim, config.text.rope_theta, config.text.mrope_section)
-    merge = config.vision.spatial_merge_size
+    model = build(config)  # for its rules of positions; nothing of it is evaluated
     texts, begin = [], 0
     for prompt in sequences:
         length = prompt.token_ids.size
         taken = mx.array(places[begin : begin + length])
         begin += length
-        grids = [(slot.start, slot.image.grid_thw) for slot in prompt.slots]
-        positions, _ = prompt_positions(length, grids, merge)
+        slots = [Slot(slot.start, slot.image.grid_thw) for slot in prompt.slots]
+        positions, _ = model.prompt_positions(length, slots)
         full = _with_pictures(rows.astype(mx.float32)[taken], prompt, features)
         ours = _with_pictures(our_rows[taken], prompt, our_features)
-        texts.append(Text(rope(positions), full, ours))
+        texts.append(Text(model.model.rotation(positions), full, ours))
         mx.eval(full, ours)
     return texts
 

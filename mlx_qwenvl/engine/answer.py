@@ -28,13 +28,13 @@ from mlx_qwenvl.engine.speculate import (
 from mlx_qwenvl.engine.telling import Stopwatch, Telling
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 __all__ = ["Stopwatch", "answer", "sources"]
 
 
 def answer(
-    model: Qwen2VL,
+    model: Model,
     tokenizer: Tokenizer,
     conversation: Conversation,
     prompt: Prompt,

@@ -13,8 +13,8 @@ import numpy as np
 
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import LayerCache, Positions
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Conversation:
         kv: How keys and values are kept.
     """
 
-    def __init__(self, model: Qwen2VL, kv: KVFormat = PLAIN) -> None:
+    def __init__(self, model: Model, kv: KVFormat = PLAIN) -> None:
         self.kv = kv
         self.cache: list[LayerCache] = model.make_cache(kv)
         self._fed = np.empty(0, dtype=np.int32)

@@ -20,8 +20,8 @@ from mlx_qwenvl.errors import ContextError, MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import GROWTH
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import KV_GROUP_SIZES, PLAIN, KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.describe import Description
 from mlx_qwenvl.weights.memory import Backend, memory_here, memory_needed
@@ -94,7 +94,7 @@ def room_for_answer(config: Config, prompt: Prompt, options: Options) -> int:
 
 
 def check_answer(
-    model: Qwen2VL,
+    model: Model,
     prompt: Prompt,
     options: Options,
     stores: Stores,
@@ -129,7 +129,7 @@ def check_answer(
     _refuse_beyond(question, limit)
 
 
-def check_ever(model: Qwen2VL, prompt: Prompt, options: Options, free: int) -> None:
+def check_ever(model: Model, prompt: Prompt, options: Options, free: int) -> None:
     """Refuse a question that would not fit with nothing else running.
 
     Args:
@@ -188,7 +188,7 @@ class _Question:
         copies: How many times its keys and values are held beside its own cache.
     """
 
-    model: Qwen2VL
+    model: Model
     prompt: Prompt
     options: Options
     new: tuple[int, ...]
@@ -199,7 +199,7 @@ class _Question:
     @classmethod
     def of(
         cls,
-        model: Qwen2VL,
+        model: Model,
         prompt: Prompt,
         options: Options,
         stores: Stores,
@@ -266,12 +266,12 @@ def _advice(question: _Question, limit: int) -> str:
     return "shorten the prompt or take a smaller model"
 
 
-def _packs(model: Qwen2VL) -> bool:
+def _packs(model: Model) -> bool:
     """Whether the model's keys and values can be quantized."""
     return model.config.text.head_dim % min(KV_GROUP_SIZES) == 0
 
 
-def _backend(model: Qwen2VL) -> Backend:
+def _backend(model: Model) -> Backend:
     """What computes, with the dtype that the model was loaded in."""
     on_gpu = mx.default_device() == mx.gpu
     floats = model.model.norm.weight.dtype.size

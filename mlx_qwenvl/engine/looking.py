@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.vision import Look, VisionBlock
 
 VISION_BATCH = 4096  # patches of small pictures encoded at once: fewer than one of a megapixel has
@@ -20,7 +20,7 @@ Features = dict[bytes, mx.array]
 
 
 def look(
-    model: Qwen2VL, images: Sequence[ImagePatches], slices: Slices
+    model: Model, images: Sequence[ImagePatches], slices: Slices
 ) -> Generator[None, None, Features]:
     """Features [n, D] of pictures by their digests; each picture is encoded once.
 

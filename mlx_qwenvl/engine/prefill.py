@@ -19,8 +19,8 @@ from mlx_qwenvl.engine.options import PREFILL_STEP
 from mlx_qwenvl.engine.slices import Slices, UnderWay
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.models.rope import prompt_positions
+from mlx_qwenvl.models.model import Model
+from mlx_qwenvl.models.rope import Slot
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Filling:
 
     def __init__(
         self,
-        model: Qwen2VL,
+        model: Model,
         conversation: Conversation,
         prompt: Prompt,
         *,
@@ -82,10 +82,8 @@ class Filling:
         self._vision_s = self._text_s = 0.0
         self._is_looking = True
         self.done = self._cached
-        positions, rope_delta = prompt_positions(
-            prompt.token_ids.size,
-            [(slot.start, slot.image.grid_thw) for slot in prompt.slots],
-            model.config.vision.spatial_merge_size,
+        positions, rope_delta = model.prompt_positions(
+            prompt.token_ids.size, [Slot(slot.start, slot.image.grid_thw) for slot in prompt.slots]
         )
         conversation.positions.expect(positions, rope_delta, start=0)
 
@@ -165,7 +163,7 @@ class Filling:
 
 
 def prefill(
-    model: Qwen2VL,
+    model: Model,
     conversation: Conversation,
     prompt: Prompt,
     *,
@@ -191,7 +189,7 @@ def prefill(
     return filled
 
 
-def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
+def encode_images(model: Model, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
     """Features [n, D] of pictures by their digests, where nobody waits."""
     looking = look(model, images, Slices())
     while True:

@@ -33,7 +33,7 @@ from mlx_qwenvl.errors import MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.batch_cache import copies_into_slots
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 __all__ = ["MAX_RUNNING", "Event", "Failed", "Job", "Scheduler", "Told"]
 
@@ -58,7 +58,7 @@ class Scheduler:
 
     def __init__(
         self,
-        model: Qwen2VL,
+        model: Model,
         tokenizer: Tokenizer,
         stores: Stores,
         end_ids: frozenset[int],

@@ -9,6 +9,7 @@ cache. (Qwen2-VL, arXiv:2409.12191, section 2.1.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +20,21 @@ VISION_ROPE_THETA = 10000.0  # base of the vision tower's rotary frequencies, th
 
 Grid = tuple[int, int, int]
 """`grid_thw` of one picture: frames / 2, height and width, the latter two in patches."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a picture or a video stands in a prompt.
+
+    Attributes:
+        start: Index of its first token.
+        grid: Its `grid_thw`.
+        seconds_per_grid: Seconds that one temporal patch of a video stands for; None for a still.
+    """
+
+    start: int
+    grid: Grid
+    seconds_per_grid: float | None = None
 
 
 def prompt_positions(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_qwenvl.kernels.ops import Ops
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
@@ -136,6 +137,10 @@ class TextModel(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = MRope(config.head_dim, config.rope_theta, config.mrope_section)
 
+    def rotation(self, positions: np.ndarray) -> Rotation:
+        """Rotation of tokens at positions (time, height, width): [3, L], or [3, B, L] by row."""
+        return self._rope(positions)
+
     def __call__(self, embeddings: mx.array, cache: Sequence[LayerCache] | None) -> mx.array:
         """Hidden states [B, L, D] after the last norm.
 
@@ -145,7 +150,7 @@ class TextModel(nn.Module):
         """
         layer_caches = [KVCache() for _ in self.layers] if cache is None else cache
         first, length = layer_caches[0], embeddings.shape[1]
-        rotation = self._rope(first.positions.at(first.offset, length))
+        rotation = self.rotation(first.positions.at(first.offset, length))
         mask = first.make_mask(length)
         x, delta = embeddings.reshape(-1, embeddings.shape[-1]), None
         for layer, layer_cache in zip(self.layers, layer_caches, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mlx_qwenvl.models.config import Config, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.files import FLOATS, HALVES, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stays_narrow, stored_formats
 from mlx_qwenvl.weights.pad import stored_padding
@@ -126,7 +126,7 @@ def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
         CheckpointError: Weights are missing, superfluous or of another shape.
     """
     stored = check_tensors(tensors, config)
-    formats = stored_formats(Qwen2VL(config), stored)
+    formats = stored_formats(build(config), stored)
     by_part: dict[str, dict[str, StoredTensor]] = {name: {} for name in PARTS}
     for name, tensor in stored.items():
         by_part[_part_of(name)][name] = tensor

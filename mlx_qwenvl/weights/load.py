@@ -14,7 +14,8 @@ from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
 from mlx_qwenvl.kernels.ops import choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.files import StoredTensor, open_file
 from mlx_qwenvl.weights.fold import fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
@@ -34,7 +35,7 @@ def load_model(
     dtype: str | None = None,
     plan: Plan | None = None,
     progress: bool = False,
-) -> Qwen2VL:
+) -> Model:
     """Load stored weights, ready to run.
 
     They are read, cast and quantized layer by layer, so memory peaks at the finished model and
@@ -76,12 +77,12 @@ def lazy_model(
     *,
     dtype: str | None = None,
     plan: Plan | None = None,
-) -> Qwen2VL:
+) -> Model:
     """The same with weights that are read, cast and quantized when they are first evaluated."""
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     stored = check_tensors(tensors, config)
-    model = Qwen2VL(config, choose_ops())
+    model = build(config, choose_ops())
     _replace(model, stored_formats(model, stored))
     if plan is not None and plan.formats:
         if any(name.endswith(".scales") for name in stored):
@@ -112,7 +113,7 @@ def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str,
     stored = tensors
     if config.text.tie_word_embeddings:
         stored = {n: t for n, t in tensors.items() if not n.startswith("lm_head.")}
-    model = Qwen2VL(config)
+    model = build(config)
     _replace(model, stored_formats(model, stored))
     expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
     # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
@@ -139,7 +140,7 @@ def _check_patch_embed(tensor: StoredTensor, config: VisionConfig) -> None:
         )
 
 
-def stored_formats(model: Qwen2VL, stored: dict[str, StoredTensor]) -> dict[str, Format]:
+def stored_formats(model: Model, stored: dict[str, StoredTensor]) -> dict[str, Format]:
     """Formats of the modules that a checkpoint has quantized, by their paths.
 
     Raises:
@@ -166,7 +167,7 @@ def device_dtype(tensors: Iterable[StoredTensor]) -> mx.Dtype:
     return mx.float16 if half else mx.bfloat16
 
 
-def _replace(model: Qwen2VL, formats: dict[str, Format]) -> None:
+def _replace(model: Model, formats: dict[str, Format]) -> None:
     """Put empty quantized modules in the place of dense ones."""
     modules = dict(model.named_modules())
     if formats:

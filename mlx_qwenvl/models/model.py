@@ -1,0 +1,119 @@
+"""A model of the family: pictures' features take the place of the slots among the token vectors.
+
+Module names are the checkpoint's (`visual`, `model`, `lm_head`), so weights need no translation.
+What a member does otherwise is a class of its own; `families.py` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_qwenvl.kernels.ops import TWINS, Ops
+from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions
+from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.linear import Dense
+from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat, QuantizedKVCache
+from mlx_qwenvl.models.rope import Slot, prompt_positions
+from mlx_qwenvl.models.text import DecoderLayer, TextModel
+from mlx_qwenvl.models.vision import VisionTransformer
+
+
+class Model(nn.Module):
+    """The whole model; it holds weights and no state of any request.
+
+    Args:
+        config: Its shape.
+        ops: The fused steps: Metal kernels or their twins.
+
+    Attributes:
+        config_type: What its `config.json` is read into, and what tells it from other members.
+        tower_type: Its vision tower.
+    """
+
+    config_type: ClassVar[type[Config]] = Config
+    tower_type: ClassVar[type[VisionTransformer]] = VisionTransformer
+
+    def __init__(self, config: Config, ops: Ops = TWINS) -> None:
+        super().__init__()
+        self.config = config
+        self.ops = ops
+        self.visual = self.tower_type(config.vision, ops)
+        self.model = TextModel(config.text, ops)
+        if not config.text.tie_word_embeddings:
+            self.lm_head = Dense(config.text.hidden_size, config.text.vocab_size, bias=False)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder's layers, as mlx-lm's tools expect them."""
+        return self.model.layers
+
+    def make_cache(self, kv: KVFormat = PLAIN) -> list[LayerCache]:
+        """Empty caches for one conversation, one a layer, with one `Positions` between them.
+
+        Args:
+            kv: How keys and values are kept.
+
+        Raises:
+            OptionError: The model's heads cannot be kept so.
+        """
+        positions, form = Positions(), kv.for_heads(self.config.text.head_dim)
+        if form.bits is None:
+            return [KVCache(positions) for _ in self.layers]
+        return [QuantizedKVCache(positions, form) for _ in self.layers]
+
+    def merge_projections(self) -> None:
+        """Merge the projections that read the same input; call it once, after loading."""
+        for layer in self.layers:
+            layer.self_attn.merge_projections()
+            layer.mlp.merge_projections()
+
+    def prompt_positions(self, length: int, slots: Sequence[Slot]) -> tuple[np.ndarray, int]:
+        """M-RoPE positions [3, L] int32 of a prompt, and its `rope_delta`.
+
+        Args:
+            length: Tokens in the prompt, L.
+            slots: Its pictures and videos, in order.
+        """
+        places = [(slot.start, slot.grid) for slot in slots]
+        return prompt_positions(length, places, self.config.vision.spatial_merge_size)
+
+    def embed(self, token_ids: mx.array, features: Sequence[tuple[int, mx.array]] = ()) -> mx.array:
+        """Token vectors with pictures' features in their slots.
+
+        Args:
+            token_ids: [L] integers.
+            features: For each picture, the index of its first slot and its features [n, D].
+
+        Returns:
+            [1, L, D].
+        """
+        embeddings = self._token_vectors(token_ids)
+        for start, feature in features:
+            embeddings[start : start + feature.shape[0]] = feature.astype(embeddings.dtype)
+        return embeddings[None]
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits [..., V] of hidden states [..., D]."""
+        if self.config.text.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: Sequence[LayerCache] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Logits [B, L, V] of token ids [B, L], or of embeddings [B, L, D] in their place."""
+        if input_embeddings is None:
+            input_embeddings = self._token_vectors(inputs)
+        return self.logits(self.model(input_embeddings, cache))
+
+    def _token_vectors(self, token_ids: mx.array) -> mx.array:
+        """Rows of the embedding in the model's dtype, which those of mxfp4 and its like lack."""
+        return self.model.embed_tokens(token_ids).astype(self.model.norm.weight.dtype)
