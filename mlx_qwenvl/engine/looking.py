@@ -12,7 +12,7 @@ import numpy as np
 from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.models.model import Model
-from mlx_qwenvl.models.vision import Look, VisionBlock
+from mlx_qwenvl.models.vision import Look, VisionTransformer
 
 VISION_BATCH = 4096  # patches of small pictures encoded at once: fewer than one of a megapixel has
 
@@ -45,7 +45,7 @@ def look(
         while seen.blocks < depth:
             blocks = slices.blocks(count, depth - seen.blocks)
             if blocks == 0:
-                seen = yield from _one_block(tower.blocks[seen.blocks], seen, slices)
+                seen = yield from _one_block(tower, seen, slices)
                 continue
             seen = tower.go_on(seen, blocks)
             slices.note_blocks(count, blocks, (yield from _slice([seen.x], slices)))
@@ -57,14 +57,14 @@ def look(
     return features
 
 
-def _one_block(block: VisionBlock, seen: Look, slices: Slices) -> Generator[None, None, Look]:
+def _one_block(tower: VisionTransformer, seen: Look, slices: Slices) -> Generator[None, None, Look]:
     """Pictures one block on, some patches at a time: first all keys, then what sees them."""
     batch, count, _ = seen.x.shape
     spent, begin = 0.0, 0
     parts: list[tuple[mx.array, mx.array, mx.array]] = []
     while begin < count:
         at = slice(begin, min(begin + slices.keys(batch), count))
-        parts.append(block.project(seen.x[:, at], seen.cos[at], seen.sin[at]))
+        parts.append(tower.project(seen, at))
         seconds = yield from _slice(parts[-1], slices)
         slices.note_keys(batch * (at.stop - begin), seconds)
         spent, begin = spent + seconds, at.stop
@@ -73,7 +73,7 @@ def _one_block(block: VisionBlock, seen: Look, slices: Slices) -> Generator[None
     begin, rows = 0, []
     while begin < count:
         at = slice(begin, min(begin + slices.rows(batch, count), count))
-        rows.append(block.finish(seen.x[:, at], q[:, :, at], k, v))
+        rows.append(tower.pass_block(seen, at, q, k, v))
         seconds = yield from _slice(rows[-1:], slices)
         slices.note_rows(batch * count * (at.stop - begin), seconds)
         spent, begin = spent + seconds, at.stop

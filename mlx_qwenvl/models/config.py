@@ -52,6 +52,11 @@ class VisionConfig:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
 
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of a block's MLP."""
+        return 2
+
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Read `vision_config`."""

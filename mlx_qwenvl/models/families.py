@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from mlx_qwenvl.kernels.ops import TWINS, Ops
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.model import Model
+from mlx_qwenvl.models.qwen2_5_vl import Qwen25VL
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 MEMBERS: Mapping[str, type[Model]] = {
     "qwen2_vl": Qwen2VL,
+    "qwen2_5_vl": Qwen25VL,
 }
 
 

@@ -80,7 +80,12 @@ class Model(nn.Module):
             slots: Its pictures and videos, in order.
         """
         places = [(slot.start, slot.grid) for slot in slots]
-        return prompt_positions(length, places, self.config.vision.spatial_merge_size)
+        steps = [self.time_step(slot) for slot in slots]
+        return prompt_positions(length, places, self.config.vision.spatial_merge_size, steps)
+
+    def time_step(self, slot: Slot) -> float:
+        """Positions between two temporal patches of a video."""
+        return 1.0
 
     def embed(self, token_ids: mx.array, features: Sequence[tuple[int, mx.array]] = ()) -> mx.array:
         """Token vectors with pictures' features in their slots.

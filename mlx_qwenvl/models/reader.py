@@ -45,6 +45,13 @@ class Reader:
             raise self._wrong(key, value, "a positive number")
         return float(value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0 up."""
+        value = self._get(key)
+        if not isinstance(value, list) or any(not _is_integer(i) or i < 0 for i in value):
+            raise self._wrong(key, value, "a list of whole numbers")
+        return tuple(value)
+
     def three_integers(self, key: str) -> tuple[int, int, int]:
         """A list of three whole numbers."""
         value = self.raw.get(key)

@@ -38,7 +38,10 @@ class Slot:
 
 
 def prompt_positions(
-    length: int, slots: Sequence[tuple[int, Grid]], merge_size: int
+    length: int,
+    slots: Sequence[tuple[int, Grid]],
+    merge_size: int,
+    time_steps: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, int]:
     """M-RoPE positions of a prompt.
 
@@ -46,21 +49,27 @@ def prompt_positions(
         length: Tokens in the prompt, L.
         slots: For each picture in order, the index of its first slot and its `grid_thw`.
         merge_size: Side in patches of the square that one token stands for.
+        time_steps: For each of them, positions between two of its temporal patches, which need
+            not be whole; by default 1.
 
     Returns:
         Positions [3, L] int32 (time, height, width) and `rope_delta`, at most 0 for stills.
     """
     positions = np.empty((3, length), dtype=np.int32)
     index, position = 0, 0
-    for start, (frames, height, width) in slots:
+    steps = [1.0] * len(slots) if time_steps is None else time_steps
+    for (start, (frames, height, width)), step in zip(slots, steps, strict=True):
         text = start - index
         positions[:, index:start] = np.arange(position, position + text, dtype=np.int32)
         position += text
         grid = np.indices((frames, height // merge_size, width // merge_size), dtype=np.int32)
+        if step != 1:
+            # Cut off in float32, as Transformers does: half a position may decide.
+            grid[0] = (grid[0].astype(np.float32) * np.float32(step)).astype(np.int32)
         tokens = grid[0].size
         index = start + tokens
         positions[:, start:index] = grid.reshape(3, tokens) + position
-        position += max(grid.shape[1:])
+        position += int(grid.max()) + 1
     positions[:, index:] = np.arange(position, position + length - index, dtype=np.int32)
     return positions, position - index
 

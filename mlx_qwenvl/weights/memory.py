@@ -217,7 +217,8 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
         return 0
     width, pixels = vision.embed_dim, vision.in_channels * vision.patch_size**2
     # Input, two norms, q, k, v, attention twice (by head, by patch), two projections, two sums.
-    floats = 12 * width + 2 * vision.mlp_dim
+    mlp = vision.mlp_matrices * vision.mlp_dim  # what goes into them, or comes out
+    floats = 12 * width + mlp
     block = floats * backend.float_bytes + 2 * _rotation_bytes(width, backend)
     embedding = FLOAT32 * (pixels + width) + backend.float_bytes * width
     held = min(patches, WHOLE_ROWS) * max(block, embedding)
@@ -227,7 +228,7 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
     scores = _score_bytes(vision.num_heads, 1, patches, patches, vision.head_dim, backend)
     widened = 0
     if narrow and backend.float_bytes == FLOAT32:
-        matrices = 4 * width**2 + 2 * width * vision.mlp_dim
+        matrices = 4 * width**2 + width * mlp
         widened = FLOAT32 * max(matrices, (width * vision.spatial_merge_size**2) ** 2)
     return patches * pixels + held + scores + widened
 
