@@ -13,6 +13,7 @@ from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.bundle import FORMAT_VERSION, open_bundle
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
+from mlx_qwenvl.weights.names import to_nested
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.recipes import Format
 
@@ -102,6 +103,7 @@ def _jobs(
     stated: str,
 ) -> list[TensorJob]:
     modules = dict(build(config).named_modules())
+    hub = to_nested if config.is_nested else str  # a name as the Hub's checkpoints have it
     jobs: list[TensorJob] = []
     for name, tensor in tensors.items():
         path, _, part = name.rpartition(".")
@@ -115,12 +117,12 @@ def _jobs(
             dtype = rules.dtype or (scales if scales in FLOATS else stated)
             inputs = modules[path].weight.shape[-1]
             jobs.append(
-                Dequantize(path, parts, formats[path], inputs, dtype, rules.allow_nonfinite)
+                Dequantize(hub(path), parts, formats[path], inputs, dtype, rules.allow_nonfinite)
             )
         elif path not in formats or part == "bias":
             check_floats([tensor])
             is_mlx = path == PATCH_EMBED and tensor.shape[-1] == config.vision.in_channels
-            jobs.append(Copy(name, tensor, rules, MLX_TO_TORCH if is_mlx else None))
+            jobs.append(Copy(hub(name), tensor, rules, MLX_TO_TORCH if is_mlx else None))
     return jobs
 
 

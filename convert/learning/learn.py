@@ -94,11 +94,13 @@ def learn(
     for index in range(total):
         full: DecoderLayer = layers.pop(0)
         mx.eval(full.parameters())
-        ours = DecoderLayer(config.text, TWINS)
+        ours = type(full)(config.text, TWINS)
         ours.update(full.parameters())
         prefix = f"model.layers.{index}."
         learner = _Learner(prefix, full, ours, texts, plan, bundle, dtype)
         learner.run(folder / f"layer-{index:03}.safetensors", source)
+        for text in texts:
+            text.add_behind(index)
         mx.clear_cache()
         if on_layer is not None:
             on_layer(index + 1, total)

@@ -164,7 +164,8 @@ def vector_bytes(config: Config, tokens: int, pictures: int, backend: Backend) -
         pictures: Tokens of it that are pictures'.
         backend: What computes.
     """
-    return (pictures + 2 * tokens) * config.text.hidden_size * backend.float_bytes
+    vectors = pictures * config.vision.feature_size + 2 * tokens * config.text.hidden_size
+    return vectors * backend.float_bytes
 
 
 def wire_memory() -> None:

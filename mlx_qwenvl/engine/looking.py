@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 import mlx.core as mx
@@ -78,7 +77,7 @@ def _one_block(tower: VisionTransformer, seen: Look, slices: Slices) -> Generato
         slices.note_rows(batch * count * (at.stop - begin), seconds)
         spent, begin = spent + seconds, at.stop
     slices.note_blocks(batch * count, 1, spent)
-    return replace(seen, x=mx.concatenate(rows, axis=1), blocks=seen.blocks + 1)
+    return tower.passed(seen, mx.concatenate(rows, axis=1))
 
 
 def _slice(under_way: Sequence[mx.array], slices: Slices) -> Generator[None, None, float]:

@@ -123,7 +123,8 @@ class Filling:
             begin = self.done
             end = min(begin + self._slices.tokens(self._step), total)
             slice_ = embeddings[:, begin - cached : end - cached]
-            hidden = model.model(slice_, self._conversation.cache)
+            shown = _within(features, begin - cached, end - cached)
+            hidden = model.read(slice_, self._conversation.cache, shown)
             if self._all_logits:
                 outputs.append(model.logits(hidden))
             elif end == total:
@@ -198,6 +199,18 @@ def encode_images(model: Model, images: Sequence[ImagePatches]) -> dict[bytes, m
         except StopIteration as end:
             features: dict[bytes, mx.array] = end.value
             return features
+
+
+def _within(
+    features: Sequence[tuple[int, mx.array]], begin: int, end: int
+) -> list[tuple[int, mx.array]]:
+    """The features of the tokens from `begin` to `end`, placed relative to the first."""
+    parts = []
+    for start, rows in features:
+        first, last = max(start, begin), min(start + rows.shape[0], end)
+        if first < last:
+            parts.append((first - begin, rows[first - start : last - start]))
+    return parts
 
 
 def _end(slot: ImageSlot) -> int:

@@ -57,6 +57,16 @@ class VisionConfig:
         """Matrices of a block's MLP."""
         return 2
 
+    @property
+    def has_patch_bias(self) -> bool:
+        """Whether the patch embedding is stored with a bias."""
+        return False
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that the tower gives for one token."""
+        return self.hidden_size
+
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Read `vision_config`."""
@@ -116,6 +126,16 @@ class TextConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def attention_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return True
+
+    @property
+    def mrope_interleaved(self) -> bool:
+        """Whether the frequencies of the three axes take turns."""
+        return False
+
     @classmethod
     def read(cls, root: Reader, text: Reader) -> Self:
         """Read the decoder's keys.
@@ -145,7 +165,7 @@ class TextConfig:
         """What has to hold for the decoder to work, each with its words."""
         heads = self.num_attention_heads
         return [
-            (self.hidden_size % heads == 0, "hidden_size is a multiple of heads"),
+            (heads * self.head_dim == self.hidden_size, "hidden_size is a multiple of heads"),
             (
                 heads % self.num_key_value_heads == 0,
                 "num_attention_heads is a multiple of num_key_value_heads",
@@ -161,6 +181,8 @@ class Config:
     Attributes:
         vision_type: What `vision_config` is read into.
         text_type: What the decoder's keys are read into.
+        is_nested: Whether the hub's own files have the decoder's keys in `text_config`, and its
+            names begin as those of Transformers 5 do.
         vision: The vision tower.
         text: The decoder.
         image_token_id: Id that fills an image's slots in a prompt.
@@ -171,6 +193,7 @@ class Config:
 
     vision_type: ClassVar[type[VisionConfig]] = VisionConfig
     text_type: ClassVar[type[TextConfig]] = TextConfig
+    is_nested: ClassVar[bool] = False
 
     vision: VisionConfig
     text: TextConfig
@@ -223,15 +246,22 @@ class Config:
             vision_end_token_id=root.integer("vision_end_token_id"),
         )
 
+    def claims(self) -> list[tuple[bool, str]]:
+        """What has to hold for the model to work, each with its words."""
+        fits = self.vision.hidden_size == self.text.hidden_size
+        return [
+            *self.vision.claims(),
+            *self.text.claims(),
+            (fits, "the merger ends in the decoder's width"),
+        ]
+
     def check(self) -> None:
         """See that the parts fit.
 
         Raises:
             CheckpointError: They do not.
         """
-        fits = self.vision.hidden_size == self.text.hidden_size
-        claims = [*self.vision.claims(), *self.text.claims()]
-        for holds, claim in [*claims, (fits, "the merger ends in the decoder's width")]:
+        for holds, claim in self.claims():
             if not holds:
                 raise CheckpointError(f"config.json contradicts itself: expected that {claim}")
 

@@ -13,10 +13,12 @@ from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.qwen2_5_vl import Qwen25VL
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.qwen3_vl import Qwen3VL
 
 MEMBERS: Mapping[str, type[Model]] = {
     "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
 }
 
 

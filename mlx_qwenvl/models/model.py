@@ -33,17 +33,19 @@ class Model(nn.Module):
     Attributes:
         config_type: What its `config.json` is read into, and what tells it from other members.
         tower_type: Its vision tower.
+        decoder_type: Its decoder.
     """
 
     config_type: ClassVar[type[Config]] = Config
     tower_type: ClassVar[type[VisionTransformer]] = VisionTransformer
+    decoder_type: ClassVar[type[TextModel]] = TextModel
 
     def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()
         self.config = config
         self.ops = ops
         self.visual = self.tower_type(config.vision, ops)
-        self.model = TextModel(config.text, ops)
+        self.model = self.decoder_type(config.text, ops)
         if not config.text.tie_word_embeddings:
             self.lm_head = Dense(config.text.hidden_size, config.text.vocab_size, bias=False)
 
@@ -92,15 +94,40 @@ class Model(nn.Module):
 
         Args:
             token_ids: [L] integers.
-            features: For each picture, the index of its first slot and its features [n, D].
+            features: For each picture, the index of its first slot and its features [n, F].
 
         Returns:
             [1, L, D].
         """
         embeddings = self._token_vectors(token_ids)
         for start, feature in features:
-            embeddings[start : start + feature.shape[0]] = feature.astype(embeddings.dtype)
+            share = self.shares(feature)[0]
+            embeddings[start : start + share.shape[0]] = share.astype(embeddings.dtype)
         return embeddings[None]
+
+    def shares(self, feature: mx.array) -> list[mx.array]:
+        """What features [n, F] give to the embedding, and to the layers from the first on."""
+        return [feature]
+
+    def read(
+        self,
+        embeddings: mx.array,
+        cache: Sequence[LayerCache],
+        features: Sequence[tuple[int, mx.array]] = (),
+    ) -> mx.array:
+        """Hidden states [1, L, D] of some tokens of a prompt.
+
+        Args:
+            embeddings: [1, L, D], as `embed` has made them.
+            cache: One entry a layer.
+            features: For each picture among these tokens, the index of its first slot and the
+                features [n, F] of the slots that are there.
+        """
+        shares = [(start, self.shares(feature)[1:]) for start, feature in features]
+        additions = [(start, later) for start, later in shares if later]
+        if not additions:
+            return self.model(embeddings, cache)
+        return self.model(embeddings, cache, additions)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits [..., V] of hidden states [..., D]."""

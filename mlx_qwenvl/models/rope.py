@@ -88,16 +88,26 @@ class MRope:
         head_dim: Width of a head, D.
         theta: Base of the frequencies.
         section: Frequencies given to time, height and width; they sum to D / 2.
+        interleaved: Whether these take turns.
     """
 
-    def __init__(self, head_dim: int, theta: float, section: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        section: tuple[int, int, int],
+        interleaved: bool = False,
+    ) -> None:
         self._inverse = mx.array(inverse_frequencies(head_dim, theta))
         self._section = section
+        self._interleaved = interleaved
 
     def __call__(self, positions: np.ndarray) -> Rotation:
         """Rotation of tokens at positions (time, height, width): [3, L], or [3, B, L] by row."""
         rows = positions[:, None] if positions.ndim == 2 else positions
-        return Rotation(mx.array(rows.astype(np.int32)), self._inverse, self._section)
+        return Rotation(
+            mx.array(rows.astype(np.int32)), self._inverse, self._section, self._interleaved
+        )
 
 
 def vision_angles(grid: Grid, head_dim: int, merge_size: int) -> np.ndarray:

@@ -151,6 +151,16 @@ class PatchMerger(nn.Module):
             WideningLinear(self.merged_dim, config.hidden_size),
         ]
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Dtype of the activations."""
+        return self.ln_q.weight.dtype
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its matrices are held in fewer bits than they are multiplied in."""
+        return bool(self.mlp[0].weight.dtype.size < self.dtype.size)
+
     def __call__(self, x: mx.array) -> mx.array:
         """Merge x [B, N, D] in merge order, giving [B, N / 4, hidden_size]."""
         widen, _, project = self.mlp
@@ -187,7 +197,7 @@ class VisionTransformer(nn.Module):
     """
 
     block_type: ClassVar[type[VisionBlock]] = VisionBlock
-    merger_type: ClassVar[type[PatchMerger]] = PatchMerger
+    merger_type: ClassVar[type[nn.Module]] = PatchMerger
 
     def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
@@ -200,12 +210,12 @@ class VisionTransformer(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Dtype of the activations."""
-        return self.merger.ln_q.weight.dtype
+        return self.merger.dtype
 
     @property
     def is_narrow(self) -> bool:
         """Whether matrices are held in fewer bits than they are multiplied in."""
-        return bool(self.merger.mlp[0].weight.dtype.size < self.dtype.size)
+        return self.merger.is_narrow
 
     def __call__(self, patches: mx.array, grid: Grid) -> mx.array:
         """Encode pictures of one size.
@@ -230,10 +240,13 @@ class VisionTransformer(nn.Module):
 
     def go_on(self, look: Look, blocks: int) -> Look:
         """The same pictures some blocks on."""
-        x, end = look.x, look.blocks + blocks
-        for block in self.blocks[look.blocks : end]:
-            x = block(x, look.cos, look.sin)
-        return replace(look, x=x, blocks=end)
+        for block in self.blocks[look.blocks : look.blocks + blocks]:
+            look = self.passed(look, block(look.x, look.cos, look.sin))
+        return look
+
+    def passed(self, look: Look, x: mx.array) -> Look:
+        """The same pictures behind their next block, which has made x of them."""
+        return replace(look, x=x, blocks=look.blocks + 1)
 
     def project(self, look: Look, rows: slice) -> Projected:
         """What the next block's attention takes of some patches."""

@@ -101,14 +101,15 @@ class WindowedTransformer(VisionTransformer):
     def go_on(self, look: Look, blocks: int) -> Look:
         """The same pictures some blocks on."""
         assert isinstance(look, WindowedLook), "this tower has begun it"
-        x, end = look.x, look.blocks + blocks
-        for index in range(look.blocks, end):
-            block = self.blocks[index]
+        windows = look.windows
+        for index in range(look.blocks, look.blocks + blocks):
+            block, x = self.blocks[index], look.x
             if index in self._sees_all:
                 x = block(x, look.cos, look.sin)
             else:
-                x = block.within(x, look.cos, look.sin, look.windows)
-        return replace(look, x=x, blocks=end)
+                x = block.within(x, look.cos, look.sin, windows)
+            look = self.passed(look, x)
+        return look
 
     def pass_block(
         self, look: Look, rows: slice, q: mx.array, k: mx.array, v: mx.array

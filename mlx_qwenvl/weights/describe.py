@@ -23,6 +23,7 @@ from mlx_qwenvl.weights.recipes import Format
 # The first prefix that fits says which part a tensor belongs to.
 _PREFIXES = {
     "visual.merger.": "merger",
+    "visual.deepstack_merger_list.": "merger",
     "visual.": "vision tower",
     "model.embed_tokens.": "embeddings",
     "model.": "decoder",  # the layers and the last norm
@@ -171,7 +172,7 @@ def _part(
             counted[FLOAT_NAMES.get(tensor.dtype, tensor.dtype)] += 1
             dense.append(name)
         if path == PATCH_EMBED:
-            kept_bytes += _folded_bytes(vision)
+            kept_bytes += _folded_bytes(vision) if kind == "weight" else 0
         elif stays_narrow(name, tensor.shape) and tensor.dtype in HALVES:
             kept_bytes += tensor.nbytes
         elif tensor.dtype in FLOATS:

@@ -117,7 +117,8 @@ def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str,
     _replace(model, stored_formats(model, stored))
     expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
     # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
-    del expected[f"{PATCH_EMBED}.bias"]
+    if not config.vision.has_patch_bias:
+        del expected[f"{PATCH_EMBED}.bias"]
     _refuse("lacks", [name for name in expected if name not in stored])
     _refuse("has unknown", [name for name in stored if name not in expected])
     for name, shape in expected.items():
@@ -195,8 +196,11 @@ def _weights(
         if name == f"{PATCH_EMBED}.weight":
             weight, bias = fold_patch_embed(array, normalization, config.vision)
             yield name, weight
+            own = stored.get(f"{PATCH_EMBED}.bias")
+            if own is not None:
+                bias = bias + open_file(own.file)[own.key].astype(mx.float32)
             yield f"{PATCH_EMBED}.bias", bias
-        else:
+        elif name != f"{PATCH_EMBED}.bias":
             yield name, array
 
 

@@ -60,8 +60,10 @@ def _by_bytes(counted: Counter[str]) -> tuple[str, ...]:
 
 
 def _parameters(config: Config) -> int:
-    """Weights of a checkpoint of that shape: of the patch embedding all frames, and no bias."""
+    """Weights of a checkpoint of that shape: the patch embedding unfolded."""
     sizes = {name: array.size for name, array in tree_flatten(build(config).parameters())}
     frames = config.vision.temporal_patch_size
-    folded = (frames - 1) * sizes[f"{PATCH_EMBED}.weight"] - sizes[f"{PATCH_EMBED}.bias"]
+    folded = (frames - 1) * sizes[f"{PATCH_EMBED}.weight"]
+    if not config.vision.has_patch_bias:
+        folded -= sizes[f"{PATCH_EMBED}.bias"]
     return sum(sizes.values()) + folded

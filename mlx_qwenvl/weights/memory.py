@@ -235,10 +235,12 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
 
 def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:
     """One decoder layer's arrays for the tokens of a step, its MLP `mlp` wide."""
-    width, kv_width = text.hidden_size, text.num_key_value_heads * text.head_dim
+    q_width, kv_width = (
+        heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads)
+    )
     # As above, with narrower k and v, and gate, up and their product in the MLP.
-    floats = 10 * width + 2 * kv_width + 3 * mlp
-    rotations = _rotation_bytes(width, backend) + _rotation_bytes(kv_width, backend)
+    floats = 6 * text.hidden_size + 4 * q_width + 2 * kv_width + 3 * mlp
+    rotations = _rotation_bytes(q_width, backend) + _rotation_bytes(kv_width, backend)
     groups = text.num_key_value_heads
     repeats = text.num_attention_heads // groups
     scores = _score_bytes(groups, repeats, step, context, text.head_dim, backend)

@@ -2,6 +2,7 @@
 
 here and on the hub      visual.*              model.*                     lm_head.*
 Transformers 5           model.visual.*        model.language_model.*      lm_head.*
+                         (and on the hub where a member is of that age)
 mlx-vlm conversions      vision_tower.*        language_model.model.*      language_model.lm_head.*
 """
 
@@ -29,6 +30,15 @@ def to_mlx(name: str) -> str:
     if name.startswith("visual."):
         return "vision_tower." + name.removeprefix("visual.")
     return "language_model." + name
+
+
+def to_nested(name: str) -> str:
+    """The name of a tensor in Transformers 5, given its name here."""
+    if name.startswith("visual."):
+        return "model." + name
+    if name.startswith("model."):
+        return "model.language_model." + name.removeprefix("model.")
+    return name
 
 
 def is_derived(name: str) -> bool:

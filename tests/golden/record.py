@@ -147,8 +147,11 @@ class Recorder:
         """Vision features of all images: [n_patches/4, D] float32."""
         if not len(grid):
             return np.zeros((0, self.model.config.text_config.hidden_size), np.float32)
-        pooled = self.model.model.get_image_features(pixels, grid).pooler_output
-        features: np.ndarray[Any, Any] = torch.cat(list(pooled)).numpy()
+        found = self.model.model.get_image_features(pixels, grid)
+        pooled = torch.cat(list(found.pooler_output))
+        # Qwen3-VL gives features for the first layers too; they follow, in the same row.
+        later = [torch.cat(list(part)) for part in getattr(found, "deepstack_features", None) or []]
+        features: np.ndarray[Any, Any] = torch.cat([pooled, *later], dim=-1).numpy()
         return features
 
     def greedy(self, ids: torch.Tensor, pixels: torch.Tensor, grid: torch.Tensor) -> list[int]:

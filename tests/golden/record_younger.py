@@ -43,7 +43,9 @@ def check_layouts(folder: Path, member: str) -> None:
 
 def video_positions(recorder: Recorder) -> dict[str, Any]:
     """The positions of `hand_worked.VIDEOS`, as transformers has them."""
-    found = {}
+    found: dict[str, Any] = {}
+    if recorder.model.config.model_type != "qwen2_5_vl":
+        return found
     for name, video in VIDEOS.items():
         ids = torch.tensor([video.input_ids])
         positions, delta = recorder.model.model.get_rope_index(

@@ -1,0 +1,24 @@
+"""Qwen3-VL: the tower speaks to several of the decoder's layers, and videos are frames in text."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_qwenvl.models.deepstack_config import DeepstackConfig
+from mlx_qwenvl.models.deepstack_vision import DeepstackTransformer
+from mlx_qwenvl.models.model import Model
+from mlx_qwenvl.models.normed_text import NormedTextModel
+
+
+class Qwen3VL(Model):
+    """Qwen3-VL, dense."""
+
+    config_type = DeepstackConfig
+    tower_type = DeepstackTransformer
+    decoder_type = NormedTextModel
+    config: DeepstackConfig
+
+    def shares(self, feature: mx.array) -> list[mx.array]:
+        """What features [n, (1 + K) D] give to the embedding, and to K layers from the first on."""
+        parts = 1 + len(self.config.vision.deepstack_visual_indexes)
+        return list(mx.split(feature, parts, axis=-1))
