@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -125,6 +126,16 @@ class TextConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_values(self) -> int:
+        """Numbers that an MLP makes of one token: gate, up and their product."""
+        return 3 * self.intermediate_size
+
+    @property
+    def active_experts(self) -> Fraction:
+        """The part of the experts that a token is computed with."""
+        return Fraction(1)
 
     @property
     def attention_bias(self) -> bool:

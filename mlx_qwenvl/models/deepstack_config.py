@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
 from mlx_qwenvl.models.reader import Reader
@@ -124,7 +124,7 @@ class DeepstackConfig(Config):
     """A whole Qwen3-VL."""
 
     vision_type = DeepstackVisionConfig
-    text_type = NormedTextConfig
+    text_type: ClassVar[type[TextConfig]] = NormedTextConfig
     is_nested = True
     vision: DeepstackVisionConfig
 

@@ -14,11 +14,13 @@ from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.qwen2_5_vl import Qwen25VL
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.qwen3_vl import Qwen3VL
+from mlx_qwenvl.models.qwen3_vl_moe import Qwen3VLMoe
 
 MEMBERS: Mapping[str, type[Model]] = {
     "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
+    "qwen3_vl_moe": Qwen3VLMoe,
 }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import mlx.core as mx
 
+from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.deepstack_config import DeepstackConfig
 from mlx_qwenvl.models.deepstack_vision import DeepstackTransformer
 from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.normed_text import NormedTextModel
+from mlx_qwenvl.models.text import TextModel
 
 
 class Qwen3VL(Model):
     """Qwen3-VL, dense."""
 
-    config_type = DeepstackConfig
+    config_type: ClassVar[type[Config]] = DeepstackConfig
     tower_type = DeepstackTransformer
-    decoder_type = NormedTextModel
+    decoder_type: ClassVar[type[TextModel]] = NormedTextModel
     config: DeepstackConfig
 
     def shares(self, feature: mx.array) -> list[mx.array]:

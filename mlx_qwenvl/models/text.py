@@ -149,11 +149,16 @@ class TextModel(nn.Module):
         super().__init__()
         self._ops = ops
         self.embed_tokens = DenseEmbedding(config.vocab_size, config.hidden_size)
-        self.layers = [self.layer_type(config, ops) for _ in range(config.num_hidden_layers)]
+        layers = range(config.num_hidden_layers)
+        self.layers = [self.type_of(config, layer)(config, ops) for layer in layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = MRope(
             config.head_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved
         )
+
+    def type_of(self, config: TextConfig, layer: int) -> type[DecoderLayer]:
+        """The class of one of the layers."""
+        return self.layer_type
 
     def rotation(self, positions: np.ndarray) -> Rotation:
         """Rotation of tokens at positions (time, height, width): [3, L], or [3, B, L] by row."""

@@ -29,7 +29,8 @@ _PREFIXES = {
     "model.": "decoder",  # the layers and the last norm
     "lm_head.": "head",
 }
-PARTS = ("vision tower", "merger", "embeddings", "decoder", "head")
+_EXPERTS = ".switch_mlp."  # in the names of the decoder's experts, which are a part of their own
+PARTS = ("vision tower", "merger", "embeddings", "decoder", "experts", "head")
 FLOAT_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -109,11 +110,13 @@ class Description:
     def read_bytes_per_token(self, float_bytes: int, pads: bool = False) -> int:
         """Weights that one step of decoding reads: the decoder and the head, in bytes.
 
-        Of the embedding it reads one row, unless that is the head.
+        Of the embedding it reads one row, unless that is the head; of experts those of one token.
         """
         head = "embeddings" if self.config.text.tie_word_embeddings else "head"
-        read = (part for part in self.parts if part.name in ("decoder", head))
-        return sum(part.loaded_bytes(float_bytes, pads) for part in read)
+        share = {"decoder": Fraction(1), "experts": self.config.text.active_experts}
+        share[head] = Fraction(1)
+        read = (part for part in self.parts if part.name in share)
+        return int(sum(share[p.name] * p.loaded_bytes(float_bytes, pads) for p in read))
 
 
 def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
@@ -147,6 +150,8 @@ def format_name(form: Format) -> str:
 
 
 def _part_of(name: str) -> str:
+    if _EXPERTS in name:
+        return "experts"
     return next(part for prefix, part in _PREFIXES.items() if name.startswith(prefix))
 
 

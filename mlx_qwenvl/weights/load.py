@@ -16,6 +16,7 @@ from mlx_qwenvl.kernels.ops import choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.families import build
 from mlx_qwenvl.models.model import Model
+from mlx_qwenvl.models.text import MLP
 from mlx_qwenvl.weights.files import StoredTensor, open_file
 from mlx_qwenvl.weights.fold import fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
@@ -57,7 +58,8 @@ def load_model(
     model = lazy_model(tensors, config, normalization, dtype=dtype, plan=plan)
     if pads_mlp(on_metal()):
         for layer in model.layers:
-            pad_mlp(layer.mlp)
+            if isinstance(layer.mlp, MLP):
+                pad_mlp(layer.mlp)
     model.merge_projections()
     # One layer at a time, so that no more than one layer is held in two forms.
     parts: list[nn.Module] = [*model.visual.blocks, *model.layers, model]
@@ -192,13 +194,13 @@ def _weights(
     """All tensors by their names here, still unread, the patch embedding folded."""
     opened = {file: open_file(file) for file in {tensor.file for tensor in stored.values()}}
     for name, tensor in stored.items():
-        array = opened[tensor.file].pop(tensor.key)
+        array = tensor.of(opened[tensor.file][tensor.key])
         if name == f"{PATCH_EMBED}.weight":
             weight, bias = fold_patch_embed(array, normalization, config.vision)
             yield name, weight
             own = stored.get(f"{PATCH_EMBED}.bias")
             if own is not None:
-                bias = bias + open_file(own.file)[own.key].astype(mx.float32)
+                bias = bias + opened[own.file][own.key].astype(mx.float32)
             yield f"{PATCH_EMBED}.bias", bias
         elif name != f"{PATCH_EMBED}.bias":
             yield name, array

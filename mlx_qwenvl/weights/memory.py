@@ -120,7 +120,7 @@ def memory_needed(
     """
     config = description.config
     step, pads = min(prefill_step, context), pads_mlp(backend.is_metal)
-    mlp = config.text.intermediate_size + (description.mlp_padding if pads else 0)
+    mlp = config.text.mlp_values + (3 * description.mlp_padding if pads else 0)
     return Memory(
         weights=description.loaded_bytes(backend.float_bytes, pads),
         kv_cache=context * kv_bytes_per_token(config, backend, kv),
@@ -234,12 +234,12 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
 
 
 def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:
-    """One decoder layer's arrays for the tokens of a step, its MLP `mlp` wide."""
+    """One decoder layer's arrays for the tokens of a step, whose MLP makes `mlp` of each."""
     q_width, kv_width = (
         heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads)
     )
-    # As above, with narrower k and v, and gate, up and their product in the MLP.
-    floats = 6 * text.hidden_size + 4 * q_width + 2 * kv_width + 3 * mlp
+    # As above, with narrower k and v, and what the MLP makes.
+    floats = 6 * text.hidden_size + 4 * q_width + 2 * kv_width + mlp
     rotations = _rotation_bytes(q_width, backend) + _rotation_bytes(kv_width, backend)
     groups = text.num_key_value_heads
     repeats = text.num_attention_heads // groups

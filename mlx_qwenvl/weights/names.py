@@ -4,6 +4,10 @@ here and on the hub      visual.*              model.*                     lm_he
 Transformers 5           model.visual.*        model.language_model.*      lm_head.*
                          (and on the hub where a member is of that age)
 mlx-vlm conversions      vision_tower.*        language_model.model.*      language_model.lm_head.*
+
+Experts have mlx-vlm's names and axes here, `mlp.switch_mlp.up_proj.weight` [E, out, in]. On the hub
+they are `mlp.experts.gate_up_proj` [E, in, 2 out], gate and up side by side, and
+`mlp.experts.down_proj`.
 """
 
 from __future__ import annotations
@@ -15,6 +19,10 @@ _PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
+_EXPERTS = {
+    ".mlp.experts.gate_up_proj": (".mlp.switch_mlp.gate_proj", ".mlp.switch_mlp.up_proj"),
+    ".mlp.experts.down_proj": (".mlp.switch_mlp.down_proj",),
+}
 
 
 def canonical(name: str) -> str:
@@ -23,6 +31,32 @@ def canonical(name: str) -> str:
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
     return name
+
+
+def halves(name: str) -> tuple[str, ...]:
+    """The names here of what a stored tensor holds side by side, along its last axis."""
+    for theirs, ours in _EXPERTS.items():
+        if name.endswith(theirs):
+            return tuple(f"{name.removesuffix(theirs)}{own}.weight" for own in ours)
+    return (name,)
+
+
+def is_turned(name: str) -> bool:
+    """Whether a stored tensor has its last two axes in the other order, given its stored name."""
+    return name.endswith(tuple(_EXPERTS))
+
+
+def beside(path: str) -> tuple[str, tuple[str, ...]] | None:
+    """Where the hub keeps a module's experts: the tensor's name, and the modules side by side.
+
+    None for any other module.
+    """
+    for theirs, ours in _EXPERTS.items():
+        for own in ours:
+            if path.endswith(own):
+                start = path.removesuffix(own)
+                return start + theirs, tuple(start + each for each in ours)
+    return None
 
 
 def to_mlx(name: str) -> str:

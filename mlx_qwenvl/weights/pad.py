@@ -83,9 +83,10 @@ def stored_padding(
 
 def mlp_padding(model: Model) -> int:
     """Columns by which a loaded model's first MLP was widened."""
-    down = model.layers[0].mlp.down_proj
-    if not isinstance(down, nn.QuantizedLinear):
+    mlp = model.layers[0].mlp
+    if not isinstance(mlp, MLP) or not isinstance(mlp.down_proj, nn.QuantizedLinear):
         return 0
+    down = mlp.down_proj
     width: int = down.scales.shape[1] * down.group_size
     return width - model.config.text.intermediate_size
 

@@ -10,9 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
-
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.experts import can_be_quantized
 from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.names import to_mlx
 from mlx_qwenvl.weights.recipes import Format, Recipe, read_recipe
@@ -77,7 +76,7 @@ def make_plan(
     formats: dict[str, Format] = {}
     ungrouped: dict[str, str] = {}
     for path, module in build(config).named_modules():
-        if not isinstance(module, (nn.Linear, nn.Embedding)):
+        if not can_be_quantized(module):
             continue
         chosen = topology.recipe_of(path) if topology is not None else None
         if chosen is None:

@@ -66,7 +66,8 @@ def test_a_dense_copy_of_a_quantized_one_has_the_hubs_names(folder: Path, tmp_pa
     raw = [json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "dense")]
     assert raw[0] == raw[1]
     source, back = load(folder, dtype="float32"), load(tmp_path / "dense", dtype="float32")
-    assert 0 < np.abs(answer(source) - answer(back)).max() < 0.5
+    # Of most numbers: where rounding makes a router choose otherwise, a token is another.
+    assert 0 < np.median(np.abs(answer(source) - answer(back))) < 0.05
 
 
 def test_a_dense_copy_answers_the_same(folder: Path, tmp_path: Path) -> None:
@@ -86,7 +87,11 @@ def test_rounding_can_be_learned(folder: Path, tmp_path: Path) -> None:
     with open_bundle(folder) as bundle:
         learn(bundle, config, plan, builtin_pictures(0, 2), tmp_path / "learned", answer_tokens=0)
     names = {name for name in tensors_in(tmp_path / "learned") if name.endswith(".weight")}
-    in_layers = {path for path in plan.formats if path.startswith("model.layers.")}
+    in_layers = {
+        path
+        for path in plan.formats
+        if path.startswith("model.layers.") and ".switch_mlp." not in path  # which are rounded
+    }
     assert names == {f"{path}.weight" for path in in_layers}
 
 

@@ -91,8 +91,9 @@ def test_quantized_keys_and_values_answer_nearly_the_same(vlm: QwenVL) -> None:
     filled = prefill(
         vlm.model, Conversation(vlm.model, KVFormat(8)), built, step=5, all_logits=True
     )
-    error = np.sqrt(np.mean((np.array(filled.logits[0]) - exact) ** 2)) / exact.std()
-    assert 0 < error < 0.03
+    # Of most numbers: where rounding makes a router choose otherwise, a token is another.
+    error = np.median(np.abs(np.array(filled.logits[0]) - exact)) / exact.std()
+    assert 0 < error < 0.02
 
 
 class Timid(Slices):

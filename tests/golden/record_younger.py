@@ -37,7 +37,8 @@ def check_layouts(folder: Path, member: str) -> None:
     ids = torch.tensor([[11, 12, TOKEN_ID["<|vision_start|>"]]])
     logits = [one.model(input_ids=ids, use_cache=False).logits for one in both]
     features = [one.features(pixels, grid) for one in both]
-    assert torch.equal(logits[0], logits[1])
+    # Not to the bit: the product over experts sums in an order of its own, run by run.
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
     assert np.array_equal(features[0], features[1])
 
 

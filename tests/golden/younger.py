@@ -39,7 +39,7 @@ from tests.golden.tiny_files import (
     tokenizer_config,
 )
 
-SEEDS = {"qwen2_5_vl": 1, "qwen3_vl": 1}
+SEEDS = {"qwen2_5_vl": 1, "qwen3_vl": 1, "qwen3_vl_moe": 2}
 MEMBERS = tuple(SEEDS)
 
 TOWER, VISION_HEADS, VISION_MLP = 64, 2, 96
@@ -49,6 +49,8 @@ DEEPSTACK = [0, 2]
 PATCH_3 = 16  # pixels of Qwen3-VL's patches
 WIDE_HEAD = 64  # a head of Qwen3-VL's decoder, which is no quarter of its width
 MROPE_INTERLEAVED = [12, 10, 10]
+EXPERTS, CHOSEN, EXPERT_MLP = 6, 2, 96  # twice the last is not HIDDEN, or axes would be in doubt
+DENSE_LAYERS = [1]  # among those with experts
 
 # What a tensor is drawn with, by the end of its name; the first that fits. See `tiny.weights`.
 _GAINS = {
@@ -68,6 +70,7 @@ _GAINS = {
     "linear_fc1": 1.2,
     "linear_fc2": 0.7,
     "patch_embed.proj": 1.0,
+    "mlp.gate": 3.0,  # so that routers are sure
 }
 _BIASES = {"attn.qkv": 0.3, "q_proj": 0.5, "k_proj": 0.5, "v_proj": 0.2}
 _BIAS = 0.1
@@ -127,8 +130,10 @@ def younger_config(member: str, layout: Layout, *, tied: bool, dtype: DType) -> 
 
 def younger_weights(member: str, *, tied: bool = True) -> dict[str, Tensor]:
     """A member's weights: float32 arrays by the hub's key names."""
-    shapes = _windowed_shapes if member == "qwen2_5_vl" else _deepstack_shapes
-    return {key: _drawn(key, shape, SEEDS[member]) for key, shape in shapes(tied)}
+    shapes = _windowed_shapes(tied)
+    if member != "qwen2_5_vl":
+        shapes = _deepstack_shapes(tied, has_experts=member == "qwen3_vl_moe")
+    return {key: _drawn(key, shape, SEEDS[member]) for key, shape in shapes}
 
 
 def _windowed_config(layout: Layout, *, tied: bool, dtype: DType) -> dict[str, Any]:
@@ -164,13 +169,24 @@ def _deepstack_config(member: str, layout: Layout, *, tied: bool, dtype: DType) 
     for key in ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers"):
         del text[key]
     text |= {"attention_bias": False, "head_dim": WIDE_HEAD, "model_type": f"{member}_text"}
+    if member == "qwen3_vl_moe":
+        text |= {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": DENSE_LAYERS,
+            "moe_intermediate_size": EXPERT_MLP,
+            "norm_topk_prob": True,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": CHOSEN,
+        }
     rope = {"mrope_interleaved": True, "mrope_section": MROPE_INTERLEAVED, "rope_type": "default"}
     if layout == "hub":
         text |= {"rope_scaling": rope, "rope_theta": ROPE_THETA}
     else:
         text["rope_parameters"] = rope | {"rope_theta": ROPE_THETA}
     return raw | {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "architectures": [
+            f"Qwen3VL{'Moe' if member == 'qwen3_vl_moe' else ''}ForConditionalGeneration"
+        ],
         "model_type": member,
         "text_config": text,
         "vision_config": {
@@ -235,7 +251,7 @@ def _windowed_shapes(tied: bool) -> Shapes:
         yield "lm_head.weight", (VOCAB_SIZE, HIDDEN)
 
 
-def _deepstack_shapes(tied: bool) -> Shapes:
+def _deepstack_shapes(tied: bool, has_experts: bool) -> Shapes:
     visual, text = "model.visual", "model.language_model"
     yield f"{visual}.patch_embed.proj.weight", (TOWER, 3, TEMPORAL_PATCH, PATCH_3, PATCH_3)
     yield f"{visual}.patch_embed.proj.bias", (TOWER,)
@@ -267,7 +283,12 @@ def _deepstack_shapes(tied: bool) -> Shapes:
         yield f"{name}.self_attn.q_norm.weight", (WIDE_HEAD,)
         yield f"{name}.self_attn.k_norm.weight", (WIDE_HEAD,)
         yield f"{name}.post_attention_layernorm.weight", (HIDDEN,)
-        yield from _mlp(f"{name}.mlp")
+        if not has_experts or layer in DENSE_LAYERS:
+            yield from _mlp(f"{name}.mlp")
+            continue
+        yield f"{name}.mlp.gate.weight", (EXPERTS, HIDDEN)
+        yield f"{name}.mlp.experts.gate_up_proj", (EXPERTS, HIDDEN, 2 * EXPERT_MLP)
+        yield f"{name}.mlp.experts.down_proj", (EXPERTS, EXPERT_MLP, HIDDEN)
     yield f"{text}.norm.weight", (HIDDEN,)
     if not tied:
         yield "lm_head.weight", (VOCAB_SIZE, HIDDEN)
@@ -284,6 +305,8 @@ def _drawn(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     if kind == "bias":
         deviation = next((b for name, b in _BIASES.items() if module.endswith(name)), _BIAS)
         return uniform(key, shape, deviation, 0.0, seed)
+    if len(shape) == 3:  # experts, whose rows lie across
+        return uniform(key, shape, 1.5 / shape[1] ** 0.5, 0.0, seed)
     gain = next((g for name, g in _GAINS.items() if module.endswith(name)), None)
     if gain is not None:
         return uniform(key, shape, gain / np.prod(shape[1:]) ** 0.5, 0.0, seed)
