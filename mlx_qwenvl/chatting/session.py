@@ -216,7 +216,8 @@ class Session:
 
     def boxes(self) -> tuple[Box, ...]:
         """What the last answer points at."""
-        return boxes_of(self.last_answer(), [patches for patches, _ in self.pictures()])
+        seen = [patches for patches, _ in self.pictures()]
+        return boxes_of(self.last_answer(), seen, self.vlm.model.points_in)
 
     def drawn(self) -> Image.Image:
         """The picture that the last answer points at, its boxes drawn in.

@@ -77,7 +77,7 @@ def answer(
     )
     logits = filled.logits[:, -1]
     sampler = Sampler(options, logits.shape[-1], prompt.token_ids, constraint)
-    telling = Telling(tokenizer, options, end_ids, watch, constraint)
+    telling = Telling(tokenizer, options, end_ids, watch, constraint, model.points_in)
     cache, most = conversation.cache, options.max_tokens
     rows = verify_rows(model)
     drafting = None

@@ -13,7 +13,7 @@ from mlx_qwenvl.engine import shown
 from mlx_qwenvl.errors import MediaError, PromptError
 from mlx_qwenvl.grounding.boxes import Box, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import draw_boxes
-from mlx_qwenvl.grounding.frame import Frame
+from mlx_qwenvl.grounding.frame import FRAME, Frame, Unit
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.sizes import in_bytes
@@ -126,6 +126,7 @@ class Chunk:
         stop_text: The stop text before which the answer ended; on the last chunk only, None where
             it ended otherwise.
         pictures: The prompt's, as the model saw them; on the last chunk only.
+        unit: What the model counts in where it points at them.
     """
 
     text: str
@@ -138,6 +139,7 @@ class Chunk:
     speculation: Speculation | None = None
     stop_text: str | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
+    unit: Unit = "thousandths"
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Reply:
         speculation: What proposed tokens brought, None where no token could be proposed.
         pictures: The conversation's pictures, as the model saw them.
         sources: What the caller gave for each of them, or None where that is not known any more.
+        unit: What the model counts in where it points at them.
     """
 
     text: str
@@ -169,6 +172,7 @@ class Reply:
     speculation: Speculation | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False, compare=False)
     sources: tuple[ImageSource | None, ...] = field(default=(), repr=False, compare=False)
+    unit: Unit = "thousandths"
 
     def __str__(self) -> str:
         """The answer."""
@@ -202,12 +206,13 @@ class Reply:
             speculation=last.speculation,
             pictures=last.pictures,
             sources=tuple(sources),
+            unit=last.unit,
         )
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """What the answer points at, in pixels of the original pictures."""
-        return boxes_of(self.text, self.pictures)
+        return boxes_of(self.text, self.pictures, self.unit)
 
     def draw(self, on: ImageSource | None = None) -> Image.Image:
         """The picture that the answer points at, upright, with its boxes drawn in.
@@ -282,14 +287,20 @@ class Reply:
         }
 
 
-def boxes_of(text: str, pictures: Sequence[ImagePatches]) -> tuple[Box, ...]:
+def boxes_of(text: str, pictures: Sequence[ImagePatches], unit: Unit) -> tuple[Box, ...]:
     """The boxes that an answer names, in pixels of the original pictures.
 
     Args:
         text: The answer.
         pictures: The conversation's, as the model saw them.
+        unit: What the model counts in.
     """
-    return find_boxes(text, [Frame(seen.source_size, seen.orientation) for seen in pictures])
+    whole = (FRAME, FRAME)
+    frames = [
+        Frame(seen.source_size, seen.orientation, seen.size if unit == "pixels" else whole)
+        for seen in pictures
+    ]
+    return find_boxes(text, frames)
 
 
 def as_given(seen: ImagePatches, source: ImageSource | None) -> Image.Image:

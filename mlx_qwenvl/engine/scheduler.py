@@ -237,7 +237,9 @@ class Scheduler:
             job.prompt,
             options,
             Sampler(options, logits.shape[-1], job.prompt.token_ids, constraint),
-            Telling(self._tokenizer, options, self._end_ids, watch, constraint),
+            Telling(
+                self._tokenizer, options, self._end_ids, watch, constraint, self._model.points_in
+            ),
             conversation.kv,
             conversation if takes else conversation.fork(conversation.length),
             filled,

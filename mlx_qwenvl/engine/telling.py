@@ -20,6 +20,7 @@ from mlx_qwenvl.engine.reply import (
 )
 from mlx_qwenvl.engine.sampling import Sampled
 from mlx_qwenvl.engine.stops import StopText
+from mlx_qwenvl.grounding.frame import Unit
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
 
@@ -50,6 +51,7 @@ class Telling:
         end_ids: Tokens that end an answer.
         watch: The call's; its first token is noted here.
         constraint: What the answer keeps to, or None.
+        unit: What the model counts in where it points at pictures.
 
     Attributes:
         drawn: The tokens so far, with the one that ended it.
@@ -64,7 +66,9 @@ class Telling:
         end_ids: frozenset[int],
         watch: Stopwatch,
         constraint: Constraint | None = None,
+        unit: Unit = "thousandths",
     ) -> None:
+        self._unit = unit
         self._most = options.max_tokens
         self._end_ids = end_ids
         self._constraint = constraint
@@ -123,6 +127,7 @@ class Telling:
             speculation=speculation,
             stop_text=self._stop.hit,
             pictures=tuple(slot.image for slot in prompt.slots),
+            unit=self._unit,
         )
 
     def _timings(self, prompt: Prompt, filled: Prefilled) -> Timings:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_qwenvl.grounding.frame import Unit
 from mlx_qwenvl.kernels.ops import TWINS, Ops
 from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions
 from mlx_qwenvl.models.config import Config
@@ -34,11 +35,13 @@ class Model(nn.Module):
         config_type: What its `config.json` is read into, and what tells it from other members.
         tower_type: Its vision tower.
         decoder_type: Its decoder.
+        points_in: What it counts in where it points at pictures.
     """
 
     config_type: ClassVar[type[Config]] = Config
     tower_type: ClassVar[type[VisionTransformer]] = VisionTransformer
     decoder_type: ClassVar[type[TextModel]] = TextModel
+    points_in: ClassVar[Unit] = "thousandths"
 
     def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ class Qwen25VL(Model):
 
     config_type = WindowedConfig
     tower_type = WindowedTransformer
+    points_in = "pixels"
     config: WindowedConfig
 
     def time_step(self, slot: Slot) -> float:

@@ -96,7 +96,7 @@ class _Choice:
         if chunk.finish_reason is not None:
             is_whole = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
-            self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures)]
+            self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures, chunk.unit)]
         return [delta for delta in told if delta is not None]
 
     def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
