@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PROTOCOL",
         help="show pictures in the terminal: auto, iterm2 or kitty",
     )
+    p.add_argument("--show-thinking", action="store_true", help="a model's thoughts on stderr")
     p.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
     return p
 
@@ -111,7 +112,7 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
     ends = (sys.stdin, sys.stdout)
     is_terminal = all(end is not None and end.isatty() for end in ends)
     if not is_terminal or os.environ.get("TERM", "dumb") in DUMB:
-        return PlainPrompt(), PlainScreen()
+        return PlainPrompt(), PlainScreen(shows_thinking=arguments.show_thinking)
     # Imported only now: both libraries take a tenth of a second that a pipe does not need.
     from mlx_qwenvl.chatting.history import history_file
     from mlx_qwenvl.chatting.rich_prompt import RichPrompt
@@ -119,7 +120,7 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
 
     asked = arguments.preview
     protocol = protocol_of(os.environ) if asked == "auto" else asked
-    screen = RichScreen(protocol)
+    screen = RichScreen(protocol, shows_thinking=arguments.show_thinking)
     if asked == "auto" and protocol is None:
         screen.note("no previews: iTerm2, WezTerm, kitty and Ghostty can show pictures")
     return RichPrompt(None if arguments.no_history else history_file()), screen

@@ -160,5 +160,7 @@ class Chat:
             # out of the text but not out of the tokens, makes the text speak.
             tokens = tuple(i for chunk in heard for i in chunk.token_ids)
             text = "".join(chunk.text for chunk in heard)
-            reply = TextPart(text) if stops else TokensPart(tokens)
+            # Thoughts are no part of a conversation: the next turn is asked without them.
+            thought = any(chunk.thinking for chunk in heard)
+            reply = TextPart(text) if stops or thought else TokensPart(tokens)
             self.messages += [question, Message("assistant", (reply,))]

@@ -24,6 +24,7 @@ from mlx_qwenvl.arguments import (
     options_of,
 )
 from mlx_qwenvl.bars import bar
+from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument("--no-speculation", action="store_true", help="one token a step, always")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--show-thinking", action="store_true", help="a model's thoughts on stderr")
     p.add_argument("--draw", metavar="FILE", help="save the picture with what the answer points at")
     add_form(p)
     p.add_argument("--as", dest="style", choices=STYLES, help="how --extract prints (json)")
@@ -100,7 +102,8 @@ def _answer(arguments: argparse.Namespace) -> int:
     with _progress() as on_prefill:
         options["on_prefill"] = on_prefill
         stream = vlm.stream(question, images=images, system=arguments.system, **options)
-        interrupted = _listen(stream, chunks, show=not (arguments.json or arguments.extract))
+        show = not (arguments.json or arguments.extract)
+        interrupted = _listen(stream, chunks, show=show, thoughts=arguments.show_thinking)
     if interrupted:
         heard = "".join(chunk.text for chunk in chunks)
         if arguments.extract and not arguments.json:
@@ -202,20 +205,22 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield advance
 
 
-def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool:
+def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool, thoughts: bool) -> bool:
     """Collect an answer, printing it as it comes; tell whether Ctrl-C ended it."""
-    marks = MarkFilter()
+    marks, thinking = MarkFilter(), ThinkingPrinter(sys.stderr if thoughts else None)
     if show and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets an answer
     try:
         for chunk in stream:
             chunks.append(chunk)
+            thinking.hear(chunk)
             text = marks.feed(chunk.text) if show else ""
             if text:
                 print(text, end="", flush=True)
     except KeyboardInterrupt:
         return True
     finally:
+        thinking.finish()
         if show and chunks:
             print(marks.finish(), flush=True)
     return False

@@ -127,6 +127,8 @@ class Chunk:
             it ended otherwise.
         pictures: The prompt's, as the model saw them; on the last chunk only.
         unit: What the model counts in where it points at them.
+        thinking: New text of what the model thinks before it answers; in no other field but `said`.
+        said: All new text as it came, thoughts and their marks included.
     """
 
     text: str
@@ -140,6 +142,8 @@ class Chunk:
     stop_text: str | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
     unit: Unit = "thousandths"
+    thinking: str = ""
+    said: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class Reply:
         pictures: The conversation's pictures, as the model saw them.
         sources: What the caller gave for each of them, or None where that is not known any more.
         unit: What the model counts in where it points at them.
+        thinking: What the model thought before it answered, where it does so; not in `text`.
     """
 
     text: str
@@ -173,6 +178,7 @@ class Reply:
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False, compare=False)
     sources: tuple[ImageSource | None, ...] = field(default=(), repr=False, compare=False)
     unit: Unit = "thousandths"
+    thinking: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         """The answer."""
@@ -207,6 +213,7 @@ class Reply:
             pictures=last.pictures,
             sources=tuple(sources),
             unit=last.unit,
+            thinking="".join(chunk.thinking for chunk in chunks),
         )
 
     @cached_property
@@ -274,7 +281,8 @@ class Reply:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The reply as the command line's `--json` prints it; `boxes` only where it has some."""
+        """The reply as `--json` prints it; `thinking` and `boxes` only where it has some."""
+        thoughts = {"thinking": self.thinking} if self.thinking else {}
         boxes = {"boxes": [box.to_dict() for box in self.boxes]} if self.boxes else {}
         return {
             "text": self.text,
@@ -283,6 +291,7 @@ class Reply:
             "usage": self.usage.to_dict(),
             "timings": self.timings.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
+            **thoughts,
             **boxes,
         }
 

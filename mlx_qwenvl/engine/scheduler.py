@@ -29,6 +29,7 @@ from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.engine.speculate import verify_rows
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.engine.telling import Stopwatch, Telling
+from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.errors import MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
@@ -238,7 +239,13 @@ class Scheduler:
             options,
             Sampler(options, logits.shape[-1], job.prompt.token_ids, constraint),
             Telling(
-                self._tokenizer, options, self._end_ids, watch, constraint, self._model.points_in
+                self._tokenizer,
+                options,
+                self._end_ids,
+                watch,
+                constraint,
+                self._model.points_in,
+                Thoughts.of(self._tokenizer, job.prompt),
             ),
             conversation.kv,
             conversation if takes else conversation.fork(conversation.length),
