@@ -127,8 +127,8 @@ class Chunk:
             it ended otherwise.
         pictures: The prompt's, as the model saw them; on the last chunk only.
         unit: What the model counts in where it points at them.
-        thinking: New text of what the model thinks before it answers; in no other field but `said`.
-        said: All new text as it came, thoughts and their marks included.
+        thinking: New text of what the model thinks before it answers; it is not in `text`.
+        said: All new text as it came, thoughts and their marks included; None where that is `text`.
     """
 
     text: str
@@ -143,7 +143,12 @@ class Chunk:
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
     unit: Unit = "thousandths"
     thinking: str = ""
-    said: str = field(default="", repr=False)
+    said: str | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> str:
+        """All new text as it came."""
+        return self.text if self.said is None else self.said
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class Telling:
         elif len(self.drawn) >= self._most:
             self.reason = "length"
         thinking, answer = self._apart(text)
-        return Chunk(answer, (token,), _logprobs(sampled), thinking=thinking, said=text)
+        said = None if answer == text else text
+        return Chunk(answer, (token,), _logprobs(sampled), thinking=thinking, said=said)
 
     def _apart(self, text: str) -> tuple[str, str]:
         """Thoughts and the answer in a text."""
@@ -135,7 +136,7 @@ class Telling:
         return Chunk(
             rest,
             thinking=thinking,
-            said=said,
+            said=None if rest == said else said,
             finish_reason=self.reason or "length",
             usage=Usage(prompt.token_ids.size, prompt.image_tokens, cached, self._count),
             timings=self._timings(prompt, filled),

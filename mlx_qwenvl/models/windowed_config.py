@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.reader import Reader
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# Transformers 4.49 saved no key whose value was its own default; copies of that age lack these.
+_LEFT_OUT: Mapping[str, Any] = {
+    "depth": 32,
+    "num_heads": 16,
+    "intermediate_size": 3420,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class WindowedVisionConfig(VisionConfig):
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Read `vision_config`, whose `hidden_size` is the tower's own."""
+        reader = Reader({**_LEFT_OUT, **reader.raw}, reader.name)
         return cls(
             depth=reader.integer("depth"),
             embed_dim=reader.integer("hidden_size"),
