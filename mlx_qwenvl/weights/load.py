@@ -16,7 +16,7 @@ from mlx_qwenvl.kernels.ops import choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.weights.files import StoredTensor, open_file
-from mlx_qwenvl.weights.fold import fold_patch_embed
+from mlx_qwenvl.weights.fold import fold_motion, fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
 from mlx_qwenvl.weights.quantize import quantized_module, quantized_tensors, stored_format
@@ -115,8 +115,9 @@ def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str,
     model = Qwen2VL(config)
     _replace(model, stored_formats(model, stored))
     expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
-    # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
-    del expected[f"{PATCH_EMBED}.bias"]
+    # The folded embedding is three tensors, the stored one a single one of another shape.
+    for made in ("bias", "motion"):
+        del expected[f"{PATCH_EMBED}.{made}"]
     _refuse("lacks", [name for name in expected if name not in stored])
     _refuse("has unknown", [name for name in stored if name not in expected])
     for name, shape in expected.items():
@@ -195,6 +196,7 @@ def _weights(
             weight, bias = fold_patch_embed(array, normalization, config.vision)
             yield name, weight
             yield f"{PATCH_EMBED}.bias", bias
+            yield f"{PATCH_EMBED}.motion", fold_motion(array, normalization, config.vision)
         else:
             yield name, array
 

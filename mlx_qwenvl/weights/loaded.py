@@ -59,8 +59,6 @@ def _by_bytes(counted: Counter[str]) -> tuple[str, ...]:
 
 
 def _parameters(config: Config) -> int:
-    """Weights of a checkpoint of that shape: of the patch embedding all frames, and no bias."""
+    """Weights of a checkpoint of that shape: the patch embedding has no bias there."""
     sizes = {name: array.size for name, array in tree_flatten(Qwen2VL(config).parameters())}
-    frames = config.vision.temporal_patch_size
-    folded = (frames - 1) * sizes[f"{PATCH_EMBED}.weight"] - sizes[f"{PATCH_EMBED}.bias"]
-    return sum(sizes.values()) + folded
+    return sum(sizes.values()) - sizes[f"{PATCH_EMBED}.bias"]
