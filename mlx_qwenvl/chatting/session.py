@@ -20,7 +20,7 @@ from mlx_qwenvl.grounding.boxes import Box
 from mlx_qwenvl.grounding.draw import draw_boxes
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
-from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart
+from mlx_qwenvl.inputs.messages import ImagePart, MediaPart, Message, TextPart
 from mlx_qwenvl.vlm import QwenVL
 
 DESCRIBE_ALL = "Describe these images."  # where several come without a question
@@ -202,7 +202,7 @@ class Session:
             if isinstance(part, TextPart)
             else self.vlm.tokenizer.decode([*part.token_ids])
             for part in message.parts
-            if not isinstance(part, ImagePart)
+            if not isinstance(part, MediaPart)
         )
 
     def pictures(self) -> list[tuple[ImagePatches, Picture | None]]:

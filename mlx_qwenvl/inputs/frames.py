@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.image import PixelBudget
 
-__all__ = ["VideoBudget", "evenly_spaced", "moments_to_take"]
+__all__ = ["NO_WISHES", "VideoBudget", "VideoWishes", "evenly_spaced", "moments_to_take"]
 
 FPS = 2.0  # frames taken of a second where nobody says otherwise
 MIN_FRAMES = 4
@@ -37,6 +37,7 @@ class VideoBudget:
         min_pixels: Least pixels of a frame after resizing.
         max_pixels: Most pixels of a frame after resizing.
         total_pixels: Most pixels of all temporal patches together, each counted as one frame.
+        most_tokens: Tokens beyond which a video is refused.
     """
 
     fps: float = FPS
@@ -46,6 +47,7 @@ class VideoBudget:
     min_pixels: int = FRAME_MIN_PIXELS
     max_pixels: int = FRAME_MAX_PIXELS
     total_pixels: int = TOTAL_PIXELS
+    most_tokens: int = 2**31
 
     def __post_init__(self) -> None:
         """Refuses a budget that no video can meet."""
@@ -85,6 +87,75 @@ class VideoBudget:
         share = self.total_pixels * depth // max(count, depth)
         most = max(min(self.max_pixels, share), int(self.min_pixels * ABOVE_LEAST))
         return PixelBudget(self.min_pixels, most)
+
+
+@dataclass(frozen=True)
+class VideoWishes:
+    """What somebody asks of a video; what is None is left to others.
+
+    Attributes:
+        fps: As of `VideoBudget`, and so are the others.
+        min_frames: See there.
+        max_frames: See there.
+        n_frames: See there; it goes without `fps`.
+        min_pixels: See there.
+        max_pixels: See there.
+        total_pixels: See there.
+    """
+
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    n_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses two answers to one question."""
+        if self.fps is not None and self.n_frames is not None:
+            raise OptionError("fps and n_frames both say how many frames to take; give one of them")
+
+    def over(self, others: VideoWishes) -> VideoWishes:
+        """These wishes, and others' where there is none."""
+        merged = {
+            name: getattr(others, name) if value is None else value
+            for name, value in vars(self).items()
+        }
+        if self.fps is not None:
+            merged["n_frames"] = None
+        if self.n_frames is not None:
+            merged["fps"] = None
+        return VideoWishes(**merged)
+
+    def applied(self, usual: VideoBudget, depth: int) -> VideoBudget:
+        """A budget with these wishes in it.
+
+        A limit from one side moves the other out of its way. Where nobody says how many frames at
+        most, there are no more than fit into the total at their least size.
+
+        Args:
+            usual: What holds where nothing is wished.
+            depth: Frames of a temporal patch.
+
+        Raises:
+            OptionError: The wishes contradict each other.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            if high in given and low not in given:
+                given[low] = min(getattr(usual, low), given[high])
+            elif low in given and high not in given:
+                given[high] = max(getattr(usual, high), given[low])
+        budget = replace(usual, **given)
+        if self.max_frames is None and self.n_frames is None:
+            least = int(budget.min_pixels * ABOVE_LEAST)
+            room = max(depth * (budget.total_pixels // least), budget.min_frames)
+            budget = replace(budget, max_frames=min(budget.max_frames, room))
+        return budget
+
+
+NO_WISHES = VideoWishes()
 
 
 def moments_to_take(

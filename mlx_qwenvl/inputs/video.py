@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mlx_qwenvl.errors import MediaError
+from mlx_qwenvl.errors import ContextError, MediaError
 from mlx_qwenvl.inputs.frames import VideoBudget
 from mlx_qwenvl.inputs.image import (
     ImageGeometry,
@@ -29,7 +29,15 @@ from mlx_qwenvl.inputs.image import (
     smart_resize,
 )
 
-__all__ = ["FrameCutter", "Seen", "TemporalPatch", "VideoPatches"]
+__all__ = [
+    "FrameCutter",
+    "Seen",
+    "TemporalPatch",
+    "VideoPatches",
+    "View",
+    "described",
+    "listed_frames",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +134,8 @@ class VideoPatches:
 
 Seen: TypeAlias = ImagePatches | VideoPatches
 """What fills slots of a prompt."""
+View: TypeAlias = ImagePatches | TemporalPatch
+"""What the vision tower looks at on its own."""
 
 
 class FrameCutter:
@@ -139,6 +149,7 @@ class FrameCutter:
 
     Raises:
         MediaError: There is no frame, or as `smart_resize`.
+        ContextError: It takes more tokens than the budget has.
     """
 
     def __init__(
@@ -159,6 +170,12 @@ class FrameCutter:
             columns // geometry.patch_size,
         )
         _, grid_h, grid_w = self._grid
+        tokens = math.prod(self._grid) // geometry.merge_size**2
+        if tokens > budget.most_tokens:
+            raise ContextError(
+                f"the video takes {tokens} tokens, the model's context has {budget.most_tokens}; "
+                "take fewer frames or pixels (max_frames, max_pixels)"
+            )
         self._patches = np.empty(
             (self._grid[0], grid_h * grid_w, depth, 3 * geometry.patch_size**2), dtype=np.uint8
         )
@@ -216,3 +233,13 @@ def listed_frames(
     for index, frame in enumerate(frames):
         cutter.take(frame, index / budget.fps)
     return cutter.finish(geometry.temporal_patch_size / budget.fps)
+
+
+def described(number: int, seen: Seen) -> str:
+    """What became of a prompt's picture or video, in one line."""
+    (width, height), (wide, high) = seen.size, seen.source_size
+    read = f"{wide} x {high} pixels, read as {width} x {height}, {seen.n_tokens} tokens"
+    if isinstance(seen, ImagePatches):
+        return f"picture {number}: {read}"
+    end = seen.grid_thw[0] * seen.seconds_per_grid
+    return f"video {number}: {len(seen.frame_times)} frames of {end:.1f} s, {read}"
