@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_qwenvl.arguments import add_answer, add_model, load_model, options_of
+from mlx_qwenvl.arguments import add_answer, add_model, add_video, load_model, options_of
 from mlx_qwenvl.chatting.picture import read_checked
 from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
 from mlx_qwenvl.chatting.saved import check_saved
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--load", metavar="FILE", help="go on with a conversation that \\save kept")
     add_model(p)
     add_answer(p)
+    add_video(p)
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument(
         "--preview",

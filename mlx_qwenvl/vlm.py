@@ -48,7 +48,7 @@ from mlx_qwenvl.inputs.messages import (
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_length
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
-from mlx_qwenvl.inputs.video import VideoPatches, described
+from mlx_qwenvl.inputs.video import VideoPatches, in_words
 from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
@@ -462,7 +462,7 @@ class QwenVL:
             lambda part: self.open_video(part, options, limits),
         )
         for number, slot in enumerate(built.slots, start=1):
-            log.info("%s", described(number, slot.image))
+            log.info("%s", in_words(number, slot.image))
         return built
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:

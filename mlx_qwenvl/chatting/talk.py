@@ -11,7 +11,7 @@ from mlx_qwenvl.chatting.commands import ALIASES, help_text, unknown
 from mlx_qwenvl.chatting.grab import from_clipboard, from_screen
 from mlx_qwenvl.chatting.line import Command, NoPicture, Question, read_line, read_question
 from mlx_qwenvl.chatting.moving import moved
-from mlx_qwenvl.chatting.paths import unescaped
+from mlx_qwenvl.chatting.paths import unescaped, word_at
 from mlx_qwenvl.chatting.picture import Picture, read_picture
 from mlx_qwenvl.chatting.saved import read_saved, save
 from mlx_qwenvl.chatting.screen import Screen
@@ -23,6 +23,7 @@ from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.errors import MemoryExceeded, OptionError, PromptError, QwenVLError
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import open_image
+from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.vlm import QwenVL
 
 
@@ -60,6 +61,7 @@ class Talk:
         self._load, self._can_edit, self._previews = load, can_edit, previews
         self._commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: self.screen.say(help_text()),
+            "video": self._video,
             "paste": lambda text: self._ask_about(from_clipboard, text),
             "screenshot": lambda text: self._ask_about(from_screen, text),
             "images": self._images,
@@ -136,6 +138,18 @@ class Talk:
             pictures = [*self.waiting, picture, *self._read(question.pictures)]
             self._preview(pictures[len(self.waiting) :])
             self._hear(self.session.ask(question.text, pictures, self._options()))
+        self.waiting.clear()
+
+    def _video(self, argument: str) -> None:
+        word = word_at(argument, 0)
+        if word is None:
+            raise NoPicture("\\video needs a video: \\video PATH-or-URL QUESTION")
+        check_video(word.source)
+        question = read_question(f" {argument[word.end :]}")
+        with self.screen.reading([word.source]):
+            pictures = [*self.waiting, *self._read(question.pictures)]
+            options = self._options()
+            self._hear(self.session.ask(question.text, pictures, options, [word.source]))
         self.waiting.clear()
 
     def _read(self, sources: Sequence[str]) -> list[Picture]:
@@ -253,7 +267,8 @@ class Talk:
         return set_to
 
     def _images(self, argument: str) -> None:
-        self.screen.say(tables.pictures_table(self.session.pictures(), self.waiting))
+        session = self.session
+        self.screen.say(tables.pictures_table(session.pictures(), self.waiting, session.videos()))
 
     def _stats(self, argument: str) -> None:
         self.screen.say(tables.stats_table(self.session))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["read_film"]
+__all__ = ["check_film", "read_film"]
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,16 @@ def read_film(
     if cutter is None:
         raise MediaError(f"{name}: none of its {len(index.shown)} frames can be decoded")
     return cutter.finish(depth * float(index.length) / len(wanted))
+
+
+def check_film(file: BinaryIO, name: str) -> None:
+    """See that a file begins as a video does and that something here can decode one.
+
+    Raises:
+        MediaError: It does not, or there is nothing.
+    """
+    _pyav(name)
+    _container(file, name)
 
 
 @dataclass(frozen=True)
@@ -167,12 +177,7 @@ class _Reading:
         self._deadline = time.monotonic() + limits.work_s
         if file.seek(0, io.SEEK_END) > limits.max_bytes:
             raise MediaError(f"{name}: has more than {limits.max_bytes} bytes")
-        file.seek(0)
-        head = file.read(HEAD)
-        container = container_of(head)
-        if container is None:
-            raise MediaError(f"{name}: {_seems(head)}; expected {EXPECTED_VIDEO}")
-        self._container = container
+        self._container = _container(file, name)
 
     def index(self) -> _Index:
         """When each frame is shown, by going through the packets without decoding them."""
@@ -330,6 +335,16 @@ class _Reading:
             raise MediaError(
                 f"{self._name}: cannot be decoded; it is damaged or truncated"
             ) from error
+
+
+def _container(file: BinaryIO, name: str) -> str:
+    """FFmpeg's name of the container that a file's first bytes are of."""
+    file.seek(0)
+    head = file.read(HEAD)
+    container = container_of(head)
+    if container is None:
+        raise MediaError(f"{name}: {_seems(head)}; expected {EXPECTED_VIDEO}")
+    return container
 
 
 def _pyav(name: str) -> Any:

@@ -35,7 +35,7 @@ __all__ = [
     "TemporalPatch",
     "VideoPatches",
     "View",
-    "described",
+    "in_words",
     "listed_frames",
 ]
 
@@ -235,7 +235,7 @@ def listed_frames(
     return cutter.finish(geometry.temporal_patch_size / budget.fps)
 
 
-def described(number: int, seen: Seen) -> str:
+def in_words(number: int, seen: Seen) -> str:
     """What became of a prompt's picture or video, in one line."""
     (width, height), (wide, high) = seen.size, seen.source_size
     read = f"{wide} x {high} pixels, read as {width} x {height}, {seen.n_tokens} tokens"

@@ -13,9 +13,17 @@ from dataclasses import replace
 from typing import BinaryIO, cast
 
 from mlx_qwenvl.errors import MediaError
-from mlx_qwenvl.inputs.source import MediaLimits, locate, open_path, read_file, shown
+from mlx_qwenvl.inputs.film import check_film
+from mlx_qwenvl.inputs.source import (
+    DEFAULT_LIMITS,
+    MediaLimits,
+    locate,
+    open_path,
+    read_file,
+    shown,
+)
 
-__all__ = ["open_video"]
+__all__ = ["check_video", "open_video"]
 
 FETCH_BYTES = 2**30  # of a video from a URL, where nobody says otherwise
 FETCH_S = 300.0
@@ -57,8 +65,21 @@ def open_video(source: object, limits: MediaLimits) -> Iterator[tuple[BinaryIO, 
         yield _charged(io.BytesIO(found), limits), name
 
 
+def check_video(text: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    """See that text names a video, as far as that can be told without a network.
+
+    Raises:
+        MediaError: It names none, or PyAV is not installed.
+    """
+    if text.lstrip()[:4].lower() != "http":
+        with open_video(text, limits) as (file, name):
+            check_film(file, name)
+
+
 def _fetching(text: str, limits: MediaLimits) -> MediaLimits:
-    if limits.fetch is not None or text.lstrip()[:4].lower() != "http":
+    if limits.fetch is not None:
+        return replace(limits, fetch=replace(limits.fetch, max_bytes=limits.video.max_bytes))
+    if text.lstrip()[:4].lower() != "http":
         return limits
     from mlx_qwenvl.inputs.fetch import FetchLimits  # late, as in `source.py`
 
