@@ -346,3 +346,9 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> No
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     refused(b"\0\0\0\x18ftypmp42", r"one more package: pip install 'mlx-qwenvl\[video\]'")
+
+
+@pytest.mark.parametrize("version", ["14.0.0", "17.0.1", "9.2"])
+def test_a_pyav_that_crashes_is_not_used(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(av, "__version__", version)
+    refused(film(1), rf"PyAV {version} can crash on a damaged video, 17\.1 does not")

@@ -39,6 +39,7 @@ class Talk:
 
     Attributes:
         waiting: Pictures for the next question.
+        films: What names videos for the next question.
         draft: What stands at the next prompt already; None for nothing.
         failures: How many lines went wrong.
         is_stopped: Whether Ctrl-C ended the last answer.
@@ -55,6 +56,7 @@ class Talk:
     ) -> None:
         self.session, self.screen = session, screen
         self.waiting: list[Picture] = []
+        self.films: list[str] = []
         self.draft: str | None = None
         self.failures = 0
         self.is_stopped = False
@@ -124,12 +126,20 @@ class Talk:
     # --- Questions ------------------------------------------------------------------------------
 
     def _question(self, question: Question, *, is_edited: bool) -> None:
-        with self.screen.reading(question.pictures):
+        with self.screen.reading([*self.films, *question.pictures]):
             pictures = [*self.waiting, *self._read(question.pictures)]
             self._preview(pictures[len(self.waiting) :])
-            begin = self.session.replace if is_edited else self.session.ask
-            self._hear(begin(question.text, pictures, self._options()))
+            if is_edited:
+                self._hear(self.session.replace(question.text, pictures, self._options()))
+                self.waiting.clear()
+            else:
+                self._ask(question.text, pictures)
+
+    def _ask(self, text: str, pictures: Sequence[Picture]) -> None:
+        """Ask with all that waits for a question."""
+        self._hear(self.session.ask(text, pictures, self._options(), self.films))
         self.waiting.clear()
+        self.films.clear()
 
     def _ask_about(self, grab: Callable[[], Picture], text: str) -> None:
         picture = grab()
@@ -137,8 +147,7 @@ class Talk:
         with self.screen.reading([picture.name]):
             pictures = [*self.waiting, picture, *self._read(question.pictures)]
             self._preview(pictures[len(self.waiting) :])
-            self._hear(self.session.ask(question.text, pictures, self._options()))
-        self.waiting.clear()
+            self._ask(question.text, pictures)
 
     def _video(self, argument: str) -> None:
         word = word_at(argument, 0)
@@ -146,11 +155,12 @@ class Talk:
             raise NoPicture("\\video needs a video: \\video PATH-or-URL QUESTION")
         check_video(word.source)
         question = read_question(f" {argument[word.end :]}")
-        with self.screen.reading([word.source]):
+        with self.screen.reading([*self.films, word.source]):
             pictures = [*self.waiting, *self._read(question.pictures)]
-            options = self._options()
-            self._hear(self.session.ask(question.text, pictures, options, [word.source]))
+            videos = [*self.films, word.source]
+            self._hear(self.session.ask(question.text, pictures, self._options(), videos))
         self.waiting.clear()
+        self.films.clear()
 
     def _read(self, sources: Sequence[str]) -> list[Picture]:
         return [read_picture(source) for source in sources]
@@ -204,6 +214,7 @@ class Talk:
     def _clear(self, argument: str) -> None:
         self.session.clear()
         self.waiting.clear()
+        self.films.clear()
         self.screen.note("a new conversation")
 
     def _save(self, argument: str) -> None:

@@ -14,6 +14,7 @@ import bisect
 import importlib
 import io
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ __all__ = ["check_film", "read_film"]
 
 log = logging.getLogger(__name__)
 
+OLDEST = (17, 1)  # PyAV before it ends the process where a container does not open
 HEAD = 4096  # bytes of a file that tell what it is
 THREADS = 4  # for decoding; more hold more frames at a time
 SAID_LONGER = 1.2  # times what there is, from which a header's duration is worth a word
@@ -349,10 +351,18 @@ def _container(file: BinaryIO, name: str) -> str:
 
 def _pyav(name: str) -> Any:
     try:
-        return importlib.import_module("av")
+        module = importlib.import_module("av")
     except ImportError:
         extra = "videos need one more package: pip install 'mlx-qwenvl[video]'"
         raise MediaError(f"{name}: {extra}") from None
+    version = module.__version__
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MediaError(
+            f"{name}: PyAV {version} can crash on a damaged video, {oldest} does not; "
+            "pip install 'mlx-qwenvl[video]'"
+        )
+    return module
 
 
 def _turned(frame: av.VideoFrame) -> tuple[int, int, int, int]:

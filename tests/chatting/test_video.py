@@ -81,3 +81,13 @@ def test_another_model_sees_the_same_frames(talk: Talk, clip: Path, tiny_folder:
     (seen,) = talk.session.videos()
     assert cut.frame_times == pytest.approx(seen.frame_times)
     assert cut.source_size == seen.source_size
+
+
+def test_videos_that_wait_go_into_the_first_question_alone(
+    talk: Talk, screen: Recorder, clip: Path
+) -> None:
+    talk.films.append(str(clip))
+    talk.take("What happens?")
+    talk.take("And then?")
+    assert len(talk.session.videos()) == 1 and not screen.errors
+    assert screen.read == [str(clip)]
