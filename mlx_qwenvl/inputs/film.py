@@ -10,23 +10,21 @@ bytes for each frame's time.
 
 from __future__ import annotations
 
-import bisect
-import importlib
 import io
 import logging
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
 from mlx_qwenvl.errors import MediaError
+from mlx_qwenvl.inputs.film_index import FilmIndex, Stretch
 from mlx_qwenvl.inputs.frames import VideoBudget, moments_to_take
 from mlx_qwenvl.inputs.image import ImageGeometry
+from mlx_qwenvl.inputs.pyav import pyav, upright
 from mlx_qwenvl.inputs.sniff import EXPECTED_VIDEO, container_of, format_of, is_text, looks_like
 from mlx_qwenvl.inputs.source import VideoLimits
 from mlx_qwenvl.inputs.video import FrameCutter, VideoPatches
@@ -40,7 +38,6 @@ __all__ = ["check_film", "read_film"]
 
 log = logging.getLogger(__name__)
 
-OLDEST = (17, 1)  # PyAV before it ends the process where a container does not open
 HEAD = 4096  # bytes of a file that tell what it is
 THREADS = 4  # for decoding; more hold more frames at a time
 SAID_LONGER = 1.2  # times what there is, from which a header's duration is worth a word
@@ -49,17 +46,6 @@ CODECS = frozenset(
     {"av1", "gif", "h263", "h264", "hevc", "mjpeg"}
     | {"mpeg1video", "mpeg2video", "mpeg4", "prores", "vp8", "vp9"}
 )
-# (a, b, c, d) of a display matrix: x' = a x + c y, y' = b x + d y -> what turns a frame upright.
-UPRIGHT = {
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
-ONE = 1 << 16  # of a display matrix's fixed point
 
 
 def read_film(
@@ -101,67 +87,8 @@ def check_film(file: BinaryIO, name: str) -> None:
     Raises:
         MediaError: It does not, or there is nothing.
     """
-    _pyav(name)
+    pyav(name)
     _container(file, name)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """When the frames of a video are shown.
-
-    Attributes:
-        shown: Of each frame, in order, in ticks.
-        tick: Seconds of a tick.
-        length: Seconds that all are shown.
-        stretches: For each stretch that begins with a key frame, the number of its first packet
-            and the first and last tick of the frames in it.
-    """
-
-    shown: list[int]
-    tick: Fraction
-    length: Fraction
-    stretches: list[_Stretch]
-
-    def seconds(self, ticks: int) -> Fraction:
-        """Ticks in seconds."""
-        return ticks * self.tick
-
-    def ticks(self, moment: Fraction) -> int:
-        """Seconds in ticks."""
-        return int(moment / self.tick)
-
-    def needed(self, wanted: list[int]) -> list[bool]:
-        """Which stretches have to be decoded.
-
-        Frames that a key frame goes before in the file but not on display refer to the stretch
-        before it.
-        """
-        needed = [False] * len(self.stretches)
-        for at, stretch in enumerate(self.stretches):
-            begin = bisect.bisect_left(wanted, stretch.first)
-            taken = wanted[begin : bisect.bisect_right(wanted, stretch.last)]
-            if taken:
-                needed[at] = True
-                if at and taken[0] < stretch.key:
-                    needed[at - 1] = True
-        return needed
-
-
-@dataclass
-class _Stretch:
-    """Packets from a key frame to the next.
-
-    Attributes:
-        packet: Number of the first.
-        key: When the key frame is shown, in ticks.
-        first: When its first frame is shown.
-        last: When its last frame is shown.
-    """
-
-    packet: int
-    key: int
-    first: int
-    last: int
 
 
 class _Reading:
@@ -175,15 +102,15 @@ class _Reading:
 
     def __init__(self, file: BinaryIO, name: str, limits: VideoLimits) -> None:
         self._file, self._name, self._limits = file, name, limits
-        self._av = _pyav(name)
+        self._av = pyav(name)
         self._deadline = time.monotonic() + limits.work_s
         if file.seek(0, io.SEEK_END) > limits.max_bytes:
             raise MediaError(f"{name}: has more than {limits.max_bytes} bytes")
         self._container = _container(file, name)
 
-    def index(self) -> _Index:
+    def index(self) -> FilmIndex:
         """When each frame is shown, by going through the packets without decoding them."""
-        limits, shown, stretches = self._limits, list[int](), list[_Stretch]()
+        limits, shown, stretches = self._limits, list[int](), list[Stretch]()
         end = 0  # when the last frame is over
         with self._opened() as (container, stream):
             tick = stream.time_base
@@ -200,7 +127,7 @@ class _Reading:
                 if at is None:
                     at = shown[-1] + 1 if shown else 0
                 if packet.is_keyframe or not stretches:
-                    stretches.append(_Stretch(len(shown), at, at, at))
+                    stretches.append(Stretch(len(shown), at, at, at))
                 stretch = stretches[-1]
                 stretch.first, stretch.last = min(stretch.first, at), max(stretch.last, at)
                 end = max(end, at + (packet.duration or 0))
@@ -224,9 +151,9 @@ class _Reading:
                 "%s: says that it has %.1f s and has frames of %.1f s",
                 *(self._name, said / self._av.time_base, float(length)),
             )
-        return _Index(shown, tick, length, stretches)
+        return FilmIndex(shown, tick, length, stretches)
 
-    def frames(self, index: _Index, wanted: list[int]) -> Iterator[Image.Image]:
+    def frames(self, index: FilmIndex, wanted: list[int]) -> Iterator[Image.Image]:
         """The frame on display at each wanted tick, upright and in RGB, in order."""
         waiting = list(reversed(wanted))
         before: av.VideoFrame | None = None
@@ -244,7 +171,7 @@ class _Reading:
             for _ in waiting:
                 yield self._upright(before)
 
-    def _decoded(self, index: _Index, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    def _decoded(self, index: FilmIndex, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Frames of the stretches of which one is wanted, in the order of display."""
         needed, number, at = index.needed(wanted), -1, -1
         skipped = False
@@ -322,9 +249,7 @@ class _Reading:
 
     def _upright(self, frame: av.VideoFrame) -> Image.Image:
         self._check_size(frame.width, frame.height)
-        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-        turn = UPRIGHT.get(_turned(frame))
-        return picture if turn is None else picture.transpose(turn)
+        return upright(frame)
 
     @contextmanager
     def _one_fault(self) -> Iterator[None]:
@@ -347,35 +272,6 @@ def _container(file: BinaryIO, name: str) -> str:
     if container is None:
         raise MediaError(f"{name}: {_seems(head)}; expected {EXPECTED_VIDEO}")
     return container
-
-
-def _pyav(name: str) -> Any:
-    try:
-        module = importlib.import_module("av")
-    except ImportError:
-        extra = "videos need one more package: pip install 'mlx-qwenvl[video]'"
-        raise MediaError(f"{name}: {extra}") from None
-    version = module.__version__
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise MediaError(
-            f"{name}: PyAV {version} can crash on a damaged video, {oldest} does not; "
-            "pip install 'mlx-qwenvl[video]'"
-        )
-    return module
-
-
-def _turned(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the frame's display matrix in whole numbers; what is not whole counts as 0.
-
-    The matrix is nine 32-bit numbers: a, b, u, c, d, v, x, y, w.
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return (1, 0, 0, 1)
-    numbers = memoryview(bytes(cast(Any, data))).cast("i")
-    a, b, c, d = (round(numbers[at] / ONE) for at in (0, 1, 3, 4))
-    return (a, b, c, d)
 
 
 def _seems(head: bytes) -> str:
