@@ -101,7 +101,7 @@ def shapes_of(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of a checkpoint with a configuration, by their names."""
     parameters = tree_flatten(build(Config.from_dict(raw)).parameters())
     shapes = {name: tuple(array.shape) for name, array in parameters}
-    del shapes[f"{PATCH_EMBED}.bias"]
+    del shapes[f"{PATCH_EMBED}.bias"], shapes[f"{PATCH_EMBED}.motion"]
     shapes[f"{PATCH_EMBED}.weight"] = (raw["vision_config"]["embed_dim"], 3, 2, 14, 14)
     return shapes
 

@@ -1,4 +1,7 @@
-"""`python -m mlx_qwenvl.generate --image path`: one question about pictures, answered on stdout."""
+"""`python -m mlx_qwenvl.generate --image path`: one question about pictures, answered on stdout.
+
+Videos go the same way, with `--video`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from typing import Any
 
 from mlx_qwenvl.arguments import (
     DEFAULT_QUESTION,
+    DEFAULT_VIDEO_QUESTION,
     EXTRACT_QUESTION,
     add_answer,
     add_form,
     add_model,
+    add_video,
     form_of,
     load_model,
     options_of,
@@ -34,6 +39,8 @@ from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.inputs.video_file import check_video
+from mlx_qwenvl.inputs.video_part import VideoSource
 
 PROGRAM = "mlx-qwenvl generate"
 PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it
@@ -43,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(
         prog=PROGRAM,
-        description="Answer a question about pictures, or describe them.",
+        description="Answer a question about pictures and videos, or describe them.",
         epilog="The question may be an argument, --prompt, piped in, or joined from all.",
     )
     p.add_argument("text", nargs="*", metavar="QUESTION", help="the question")
@@ -54,9 +61,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH|URL|data:...|-",
         help="a picture; repeat it for more",
     )
+    p.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="PATH|URL|data:...",
+        help="a video; repeat it for more",
+    )
     p.add_argument("--prompt", help=f"the question; with a picture {DEFAULT_QUESTION!r}")
     add_model(p)
     add_answer(p)
+    add_video(p)
     p.add_argument("--no-cache", action="store_true", help="compute all, keep nothing")
     p.add_argument(
         "--disk-cache",
@@ -91,6 +106,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         options["grammar"] = form.grammar
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     images = _images(arguments)
+    videos = _videos(arguments)
     if arguments.draw is not None and not images:
         raise PromptError("--draw: there is no picture to draw on; give one (--image)")
     drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, "--draw")
@@ -101,7 +117,9 @@ def _answer(arguments: argparse.Namespace) -> int:
     chunks: list[Chunk] = []
     with _progress() as on_prefill:
         options["on_prefill"] = on_prefill
-        stream = vlm.stream(question, images=images, system=arguments.system, **options)
+        stream = vlm.stream(
+            question, images=images, videos=videos, system=arguments.system, **options
+        )
         show = not (arguments.json or arguments.extract)
         interrupted = _listen(stream, chunks, show=show, thoughts=arguments.show_thinking)
     if interrupted:
@@ -157,6 +175,14 @@ def _images(arguments: argparse.Namespace) -> list[ImageSource]:
     return [open_image(_piped_picture() if name == "-" else name) for name in arguments.image]
 
 
+def _videos(arguments: argparse.Namespace) -> list[VideoSource]:
+    if "-" in arguments.video:
+        raise PromptError("--video - is not read: a video is sought in, which a pipe cannot be")
+    for name in arguments.video:
+        check_video(name)  # before the model is loaded, as above
+    return list(arguments.video)
+
+
 def _piped_picture() -> bytes:
     if sys.stdin is None:
         raise MediaError("--image - reads a picture from standard input, which is closed")
@@ -166,12 +192,16 @@ def _piped_picture() -> bytes:
 def _question(arguments: argparse.Namespace) -> str:
     """The question, joined from the pipe, --prompt and the arguments."""
     said = [part for part in (arguments.prompt, " ".join(arguments.text)) if part]
-    has_question = bool(said or arguments.image)
+    has_question = bool(said or arguments.image or arguments.video)
     piped = "" if "-" in arguments.image else _piped_text(has_question)
     question = "\n".join(part for part in [piped, *said] if part.strip())
-    if not question and not arguments.image:
+    if not question and not (arguments.image or arguments.video):
         raise PromptError("nothing was asked; give a question, a picture (--image), or both")
-    return question or (EXTRACT_QUESTION if arguments.extract else DEFAULT_QUESTION)
+    if question:
+        return question
+    if arguments.extract:
+        return EXTRACT_QUESTION
+    return DEFAULT_QUESTION if arguments.image or not arguments.video else DEFAULT_VIDEO_QUESTION
 
 
 def _piped_text(has_question: bool) -> str:
@@ -233,8 +263,9 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _report(reply: Reply) -> None:
     usage, timings, guessed = reply.usage, reply.timings, reply.speculation
+    videos = f", {usage.video_tokens} of videos" if usage.video_tokens else ""
     print(
-        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures), "
+        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures{videos}), "
         f"{timings.prompt_tokens_per_s:.1f}/s; {usage.completion_tokens} answer tokens, "
         f"{timings.completion_tokens_per_s:.1f}/s\n"
         f"load {timings.load_s:.2f} s, pictures {timings.vision_s:.2f} s, "

@@ -48,6 +48,8 @@ from mlx_qwenvl.inputs.messages import (
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_length
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.inputs.video import VideoPatches, in_words
+from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.model import Model
@@ -253,6 +255,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -262,13 +265,15 @@ class QwenVL:
         Args:
             prompt: The question. It becomes one user turn, its pictures before its text.
             images: Paths, URLs, `data:` URLs, base64, bytes, files, PIL images or numpy arrays.
+            videos: Paths, URLs, `data:` URLs, base64, bytes or files of videos, which need the
+                extra `video`; or lists of frames, each an image as above. See `docs/video.md`.
             messages: A whole conversation in OpenAI's form, instead of `prompt` and `system`. An
                 assistant's message at its end is the beginning of the answer.
             system: A system message; by default the model's own.
             **options: See `Options` and `Sampling` in `engine/options.py`.
 
         Raises:
-            MediaError: A picture cannot be read.
+            MediaError: A picture or a video cannot be read.
             PromptError: Nothing was asked, or messages make no prompt.
             OptionError: An option is unknown or outside its range.
             ContextError: The prompt is longer than the model's context or `max_kv_size`.
@@ -276,7 +281,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         chunks = list(self._answer(self.prompt(turns, read), read, watch))
         return Reply.of(chunks, self.name, sources_of(turns))
 
@@ -285,6 +290,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -292,7 +298,7 @@ class QwenVL:
         """Answer a question piece by piece; arguments and errors are those of `generate`."""
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         built = self.prompt(turns, read)
         return self._answer(built, read, watch)
 
@@ -301,6 +307,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -312,7 +319,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         chunks = [chunk async for chunk in self._hear(turns, read, watch)]
         return Reply.of(chunks, self.name, sources_of(turns))
 
@@ -321,6 +328,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -331,7 +339,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        return self._hear(question_messages(prompt, images, messages, system), read, watch)
+        return self._hear(question_messages(prompt, images, messages, system, videos), read, watch)
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation that remembers its pictures and computes nothing twice.
@@ -370,17 +378,27 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        n_frames: int | None = None,
+        max_frames: int | None = None,
     ) -> np.ndarray:
         """Logits [L, V] float32 of the whole templated prompt, for parity and perplexity.
 
         The arguments are those of `generate`.
         """
-        options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
-        built = self.prompt(question_messages(prompt, images, messages, system), options)
+        options = Options(
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fps=fps,
+            n_frames=n_frames,
+            max_frames=max_frames,
+        )
+        built = self.prompt(question_messages(prompt, images, messages, system, videos), options)
 
         def compute() -> np.ndarray:
             check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
@@ -407,6 +425,18 @@ class QwenVL:
             limits=limits,
         )
 
+    def open_video(
+        self, part: VideoPart, options: Options, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> VideoPatches:
+        """A video as the model takes it; arguments and errors are those of `prompt`."""
+        return self.processor.open_video(
+            part,
+            options.video,
+            self.config.text.max_position_embeddings,
+            store=self.stores.patches if options.cache else None,
+            limits=limits,
+        )
+
     def prompt(
         self, turns: Sequence[Message], options: Options, limits: MediaLimits = DEFAULT_LIMITS
     ) -> Prompt:
@@ -418,21 +448,21 @@ class QwenVL:
             limits: What each picture may cost and where it may come from.
 
         Raises:
-            MediaError: A picture cannot be read.
+            MediaError: A picture or a video cannot be read.
             PromptError: Nothing was asked.
-            ContextError: The text is far longer than the model's context.
+            ContextError: The text or a video is far longer than the model's context.
         """
         texts = [part.text for turn in turns for part in turn.parts if isinstance(part, TextPart)]
         check_length(texts, self.tokenizer, self.config.text.max_position_embeddings)
         built = build_prompt(
-            turns, self.template, self.tokenizer, lambda part: self.open(part, options, limits)
+            turns,
+            self.template,
+            self.tokenizer,
+            lambda part: self.open(part, options, limits),
+            lambda part: self.open_video(part, options, limits),
         )
         for number, slot in enumerate(built.slots, start=1):
-            (width, height), (source_width, source_height) = slot.image.size, slot.image.source_size
-            log.info(
-                "picture %d: %d x %d pixels, read as %d x %d, %d tokens",
-                *(number, source_width, source_height, width, height, slot.image.n_tokens),
-            )
+            log.info("%s", in_words(number, slot.image))
         return built
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:

@@ -133,7 +133,7 @@ def write_hollow_checkpoint(
     config = Config.from_folder(folder)
     parameters = dict(tree_flatten(build(config).parameters()))
     shapes = {name: array.shape for name, array in parameters.items()}
-    del shapes[f"{PATCH_EMBED}.bias"]
+    del shapes[f"{PATCH_EMBED}.bias"], shapes[f"{PATCH_EMBED}.motion"]
     shapes[f"{PATCH_EMBED}.weight"] = (EMBED, 3, TEMPORAL_PATCH, PATCH, PATCH)
     names, total, place = list(shapes), 0, {}
     for shard in range(shards):

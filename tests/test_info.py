@@ -97,7 +97,7 @@ def published(size: str, recipe: str = "4bit") -> tuple[Config, dict[str, Stored
         if name == f"{PATCH_EMBED}.weight":
             store(name, "BF16", 1280, 3, 2, 14, 14)
         elif name.startswith("visual.") or array.ndim == 1 or form is None:
-            if name != f"{PATCH_EMBED}.bias":
+            if not name.startswith(PATCH_EMBED):  # the rest of it is made by the loader
                 store(name, "BF16", *array.shape)
         else:
             rows, columns = array.shape

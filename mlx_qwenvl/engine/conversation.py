@@ -1,7 +1,9 @@
 """One conversation's cache, and how much of it a new prompt can reuse.
 
 A prefix is reused only where both its tokens and its pictures are the same: image slots all hold
-the same token id, so the pictures in them are compared by the digest of their patches.
+the same token id, so the pictures in them are compared by the digest of their patches. A video is
+compared temporal patch by temporal patch, so that a longer cut of it goes on where the shorter one
+ended.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a picture begins, and which; its patches are not kept alive.
+    """Where a picture or a temporal patch begins, and which; its patches are not kept alive.
 
     Attributes:
         start: Index of its first token.
@@ -31,8 +33,8 @@ class Slot:
 
 
 def slots_of(prompt: Prompt) -> tuple[Slot, ...]:
-    """The pictures of a prompt in order."""
-    return tuple(Slot(slot.start, slot.image.digest) for slot in prompt.slots)
+    """The pictures and temporal patches of a prompt in order."""
+    return tuple(Slot(start, view.digest) for slot in prompt.slots for start, view in slot.views)
 
 
 class Conversation:

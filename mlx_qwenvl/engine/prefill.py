@@ -17,8 +17,8 @@ from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.looking import look
 from mlx_qwenvl.engine.options import PREFILL_STEP
 from mlx_qwenvl.engine.slices import Slices, UnderWay
-from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.video import Seen, View
 from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.rope import Slot
 
@@ -83,7 +83,11 @@ class Filling:
         self._is_looking = True
         self.done = self._cached
         positions, rope_delta = model.prompt_positions(
-            prompt.token_ids.size, [Slot(slot.start, slot.image.grid_thw) for slot in prompt.slots]
+            prompt.token_ids.size,
+            [
+                Slot(slot.start, slot.image.grid_thw, slot.image.seconds_per_grid)
+                for slot in prompt.slots
+            ],
         )
         conversation.positions.expect(positions, rope_delta, start=0)
 
@@ -108,7 +112,8 @@ class Filling:
     def _run(self) -> Generator[mx.array | None, None, None]:
         """Slices as they are under way; the logits come with the last."""
         model, token_ids, cached = self._model, self._prompt.token_ids, self._cached
-        waiting = [slot for slot in self._prompt.slots if _end(slot) > cached]
+        placed = [(start, view) for slot in self._prompt.slots for start, view in slot.views]
+        waiting = [(start, view) for start, view in placed if start + view.n_tokens > cached]
         features = yield from self._features(waiting)
         self._is_looking = False
         embeddings = model.embed(mx.array(token_ids[cached:]), features)
@@ -145,21 +150,24 @@ class Filling:
         yield outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
 
     def _features(
-        self, slots: Sequence[ImageSlot]
+        self, waiting: Sequence[tuple[int, View]]
     ) -> Generator[None, None, list[tuple[int, mx.array]]]:
-        """Features for the slots behind the cached tokens, placed relative to the first."""
-        known = {slot.image.digest: self._store.get(slot.image.digest) for slot in slots}
+        """Features for the slots behind the cached tokens, placed relative to the first.
+
+        Args:
+            waiting: Pictures and temporal patches, each with the index of its first slot.
+        """
+        known = {view.digest: self._store.get(view.digest) for _, view in waiting}
         encoded = {digest: features for digest, features in known.items() if features is not None}
-        missing = [slot.image for slot in slots if slot.image.digest not in encoded]
+        missing = [view for _, view in waiting if view.digest not in encoded]
         new = yield from look(self._model, missing, self._slices)
         for digest, features in new.items():
             self._store.put(digest, features)
         encoded |= new
         placed = []
-        for slot in slots:
-            hidden = max(0, self._cached - slot.start)  # slots of this picture that are cached
-            start = slot.start + hidden - self._cached
-            placed.append((start, encoded[slot.image.digest][hidden:]))
+        for begin, view in waiting:
+            hidden = max(0, self._cached - begin)  # slots of this picture that are cached
+            placed.append((begin + hidden - self._cached, encoded[view.digest][hidden:]))
         return placed
 
 
@@ -190,15 +198,20 @@ def prefill(
     return filled
 
 
-def encode_images(model: Model, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
-    """Features [n, D] of pictures by their digests, where nobody waits."""
-    looking = look(model, images, Slices())
+def encode_images(model: Model, images: Sequence[Seen]) -> dict[bytes, mx.array]:
+    """Features [n, D] of pictures and videos by their digests, where nobody waits."""
+    looking = look(model, [view for image in images for view in image.views], Slices())
     while True:
         try:
             next(looking)
         except StopIteration as end:
             features: dict[bytes, mx.array] = end.value
-            return features
+            break
+    joined = {}
+    for image in images:
+        parts = [features[view.digest] for view in image.views]
+        joined[image.digest] = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    return joined
 
 
 def _within(
@@ -211,7 +224,3 @@ def _within(
         if first < last:
             parts.append((first - begin, rows[first - start : last - start]))
     return parts
-
-
-def _end(slot: ImageSlot) -> int:
-    return slot.start + slot.image.n_tokens

@@ -16,6 +16,7 @@ from mlx_qwenvl.grounding.draw import draw_boxes
 from mlx_qwenvl.grounding.frame import FRAME, Frame, Unit
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.inputs.video import VideoPatches
 from mlx_qwenvl.sizes import in_bytes
 
 FinishReason = Literal["stop", "length"]
@@ -45,12 +46,14 @@ class Usage(_Figures):
         image_tokens: Image slots among them.
         cached_tokens: Prompt tokens that did not have to be computed.
         completion_tokens: Tokens of the answer, the end token not counted.
+        video_tokens: Video slots among the prompt's.
     """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int
     completion_tokens: int
+    video_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -126,6 +129,7 @@ class Chunk:
         stop_text: The stop text before which the answer ended; on the last chunk only, None where
             it ended otherwise.
         pictures: The prompt's, as the model saw them; on the last chunk only.
+        videos: The same of its videos.
         unit: What the model counts in where it points at them.
         thinking: New text of what the model thinks before it answers; it is not in `text`.
         said: All new text as it came, thoughts and their marks included; None where that is `text`.
@@ -141,6 +145,7 @@ class Chunk:
     speculation: Speculation | None = None
     stop_text: str | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
+    videos: tuple[VideoPatches, ...] = field(default=(), repr=False)
     unit: Unit = "thousandths"
     thinking: str = ""
     said: str | None = field(default=None, repr=False)
@@ -167,6 +172,7 @@ class Reply:
         speculation: What proposed tokens brought, None where no token could be proposed.
         pictures: The conversation's pictures, as the model saw them.
         sources: What the caller gave for each of them, or None where that is not known any more.
+        videos: The conversation's videos, as the model saw them.
         unit: What the model counts in where it points at them.
         thinking: What the model thought before it answered, where it does so; not in `text`.
     """
@@ -182,6 +188,7 @@ class Reply:
     speculation: Speculation | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False, compare=False)
     sources: tuple[ImageSource | None, ...] = field(default=(), repr=False, compare=False)
+    videos: tuple[VideoPatches, ...] = field(default=(), repr=False, compare=False)
     unit: Unit = "thousandths"
     thinking: str = field(default="", repr=False)
 
@@ -217,6 +224,7 @@ class Reply:
             speculation=last.speculation,
             pictures=last.pictures,
             sources=tuple(sources),
+            videos=last.videos,
             unit=last.unit,
             thinking="".join(chunk.thinking for chunk in chunks),
         )
@@ -258,7 +266,7 @@ class Reply:
         if self.boxes:
             pictures = shown.picture_markdown(self._drawn_small(), shown.DRAWN_SIDE)
         else:
-            pictures = shown.views_markdown(self.pictures)
+            pictures = shown.views_markdown([*self.pictures, *self.videos])
         text = shown.safe_markdown(without_marks(self.text))
         return shown.joined([pictures, text, shown.small_line(self._figures())])
 

@@ -22,8 +22,10 @@ from mlx_qwenvl.engine.sampling import Sampled
 from mlx_qwenvl.engine.stops import StopText
 from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.grounding.frame import Unit
+from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
+from mlx_qwenvl.inputs.video import VideoPatches
 
 
 @dataclass
@@ -138,12 +140,19 @@ class Telling:
             thinking=thinking,
             said=None if rest == said else said,
             finish_reason=self.reason or "length",
-            usage=Usage(prompt.token_ids.size, prompt.image_tokens, cached, self._count),
+            usage=Usage(
+                prompt.token_ids.size,
+                prompt.image_tokens,
+                cached,
+                self._count,
+                prompt.video_tokens,
+            ),
             timings=self._timings(prompt, filled),
             peak_memory_bytes=peak_memory_bytes,
             speculation=speculation,
             stop_text=self._stop.hit,
-            pictures=tuple(slot.image for slot in prompt.slots),
+            pictures=tuple(s.image for s in prompt.slots if isinstance(s.image, ImagePatches)),
+            videos=tuple(s.image for s in prompt.slots if isinstance(s.image, VideoPatches)),
             unit=self._unit,
         )
 

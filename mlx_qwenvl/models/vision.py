@@ -2,7 +2,7 @@
 
 The tower takes a batch of pictures with the same grid, so attention needs no mask and the
 rotation is made once. Pictures of other sizes are another call. Of a large picture, everything but
-attention goes by blocks of rows.
+attention goes by blocks of rows. A video's temporal patches are pictures of T frames each.
 
 Axes: B pictures, N patches of one picture, K values of one patch, D the tower's width.
 """
@@ -30,8 +30,26 @@ Projected: TypeAlias = tuple[mx.array, mx.array, mx.array]
 """Turned queries and keys, and values, each [B, H, N, head_dim]."""
 
 
+class PixelLinear(nn.Linear):
+    """A linear layer over pixels of one frame, and over what changed in the frames after it.
+
+    Attributes:
+        motion: [D, (T - 1) * K], for each later frame's pixels less the first one's.
+    """
+
+    def __init__(self, pixels: int, dim: int, frames: int) -> None:
+        super().__init__(pixels, dim)
+        self.motion = mx.zeros((dim, (frames - 1) * pixels))
+
+    def moved(self, later: mx.array, first: mx.array) -> mx.array:
+        """What later frames [..., (T - 1) * K] add to the vector of their first one [..., K]."""
+        pixels = first.shape[-1]
+        change = later.reshape(*first.shape[:-1], -1, pixels) - first[..., None, :]
+        return change.reshape(later.shape) @ self.motion.T
+
+
 class PatchEmbed(nn.Module):
-    """Patches of raw pixels to vectors, as one matmul.
+    """Patches of raw pixels to vectors, as one matmul, or two for a video.
 
     The checkpoint holds a 3-D convolution whose kernel is its stride, over normalized pixels of
     two frames. The loader folds the normalization into the weights and, as both frames of a still
@@ -40,13 +58,20 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        patch = config.in_channels * config.patch_size**2
-        self.proj = nn.Linear(patch, config.embed_dim)
+        self.pixels = config.in_channels * config.patch_size**2
+        self.proj = PixelLinear(self.pixels, config.embed_dim, config.temporal_patch_size)
 
     def __call__(self, patches: mx.array) -> mx.array:
-        """Embed patches [B, N, K] uint8, giving [B, N, D] float32."""
+        """Embed patches [B, N, K] uint8 of stills, or [B, N, T * K] of videos: [B, N, D] float32.
+
+        The columns of a video's patches are those of its first frame, its second, and so on.
+        """
         # In float32: pixel values are large beside their spread, which 8 bits of mantissa lose.
-        return self.proj(patches.astype(mx.float32) - PIXEL_CENTRE)
+        levels = patches.astype(mx.float32)
+        if levels.shape[-1] == self.pixels:
+            return self.proj(levels - PIXEL_CENTRE)
+        first, later = levels[..., : self.pixels], levels[..., self.pixels :]
+        return self.proj(first - PIXEL_CENTRE) + self.proj.moved(later, first)
 
 
 class VisionAttention(nn.Module):
@@ -221,7 +246,8 @@ class VisionTransformer(nn.Module):
         """Encode pictures of one size.
 
         Args:
-            patches: [B, N, K] uint8 in merge order, N the product of the grid.
+            patches: [B, N, K] uint8 in merge order, N the product of the grid; [B, N, T * K] of
+                videos.
             grid: `grid_thw` of each of them.
 
         Returns:

@@ -200,5 +200,6 @@ def _part(
 
 
 def _folded_bytes(vision: VisionConfig) -> int:
-    """Bytes of the loaded patch embedding: one frame's columns and a bias in float32."""
-    return 4 * vision.embed_dim * (vision.in_channels * vision.patch_size**2 + 1)
+    """Bytes of the loaded patch embedding: every frame's columns and a bias in float32."""
+    pixels = vision.in_channels * vision.patch_size**2
+    return 4 * vision.embed_dim * (vision.temporal_patch_size * pixels + 1)

@@ -18,7 +18,7 @@ from mlx_qwenvl.models.families import build
 from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.text import MLP
 from mlx_qwenvl.weights.files import StoredTensor, open_file
-from mlx_qwenvl.weights.fold import fold_patch_embed
+from mlx_qwenvl.weights.fold import fold_motion, fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
 from mlx_qwenvl.weights.quantize import quantized_module, quantized_tensors, stored_format
@@ -118,7 +118,9 @@ def check_tensors(tensors: dict[str, StoredTensor], config: Config) -> dict[str,
     model = build(config)
     _replace(model, stored_formats(model, stored))
     expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
-    # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
+    # The folded embedding is three tensors, the stored one a single one of another shape, and a
+    # bias in some members.
+    del expected[f"{PATCH_EMBED}.motion"]
     if not config.vision.has_patch_bias:
         del expected[f"{PATCH_EMBED}.bias"]
     _refuse("lacks", [name for name in expected if name not in stored])
@@ -202,6 +204,7 @@ def _weights(
             if own is not None:
                 bias = bias + opened[own.file][own.key].astype(mx.float32)
             yield f"{PATCH_EMBED}.bias", bias
+            yield f"{PATCH_EMBED}.motion", fold_motion(array, normalization, config.vision)
         elif name != f"{PATCH_EMBED}.bias":
             yield name, array
 

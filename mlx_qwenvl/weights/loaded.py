@@ -62,8 +62,5 @@ def _by_bytes(counted: Counter[str]) -> tuple[str, ...]:
 def _parameters(config: Config) -> int:
     """Weights of a checkpoint of that shape: the patch embedding unfolded."""
     sizes = {name: array.size for name, array in tree_flatten(build(config).parameters())}
-    frames = config.vision.temporal_patch_size
-    folded = (frames - 1) * sizes[f"{PATCH_EMBED}.weight"]
-    if not config.vision.has_patch_bias:
-        folded -= sizes[f"{PATCH_EMBED}.bias"]
-    return sum(sizes.values()) + folded
+    made = 0 if config.vision.has_patch_bias else sizes[f"{PATCH_EMBED}.bias"]
+    return sum(sizes.values()) - made

@@ -57,7 +57,7 @@ def config_of(member: str, name: str) -> dict[str, Any]:
 def weights(config: Config) -> dict[str, int]:
     """Numbers of weights by name, of the patch embedding as it is stored."""
     found = {name: array.size for name, array in tree_flatten(build(config).parameters())}
-    found[f"{PATCH_EMBED}.weight"] *= config.vision.temporal_patch_size
+    found[f"{PATCH_EMBED}.weight"] += found.pop(f"{PATCH_EMBED}.motion")
     if not config.vision.has_patch_bias:
         del found[f"{PATCH_EMBED}.bias"]
     return found

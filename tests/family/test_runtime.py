@@ -116,7 +116,7 @@ class Timid(Slices):
 def test_looking_in_small_slices_gives_the_same_features(vlm: QwenVL) -> None:
     images = [slot.image for slot in prompt(vlm).slots]
     whole = encode_images(vlm.model, images)
-    looking = look(vlm.model, images, Timid())
+    looking = look(vlm.model, [view for image in images for view in image.views], Timid())
     count = 0
     while True:
         try:
