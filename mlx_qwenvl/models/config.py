@@ -128,6 +128,11 @@ class TextConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def mlp_words(self) -> str:
+        """What an MLP is, for people."""
+        return f"MLP of {self.intermediate_size}"
+
+    @property
     def mlp_values(self) -> int:
         """Numbers that an MLP makes of one token: gate, up and their product."""
         return 3 * self.intermediate_size

@@ -36,6 +36,12 @@ class ExpertsTextConfig(NormedTextConfig):
         return (layer + 1) % self.decoder_sparse_step == 0 and layer not in self.mlp_only_layers
 
     @property
+    def mlp_words(self) -> str:
+        """What an MLP is, for people."""
+        active, inner = self.num_experts_per_tok, self.moe_intermediate_size
+        return f"{self.num_experts} experts of {inner}, {active} a token"
+
+    @property
     def mlp_values(self) -> int:
         """Numbers that experts make of one token: what an MLP makes, what goes in and comes out."""
         made = 3 * self.moe_intermediate_size + 2 * self.hidden_size

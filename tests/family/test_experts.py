@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwenvl import load
 from mlx_qwenvl.models.experts import SORTED_ROWS, ExpertLinear, Router, SparseMLP, can_be_quantized
 from mlx_qwenvl.models.experts_config import ExpertsConfig, ExpertsTextConfig
 from mlx_qwenvl.models.families import build
@@ -102,6 +103,22 @@ def test_routers_stay_dense_and_layers_without_experts_are_plain(config: Experts
     assert routers and {int(path.split(".")[2]) for path in routers} == layers
     assert not any(can_be_quantized(m) for m in model.modules() if isinstance(m, Router))
     assert all(can_be_quantized(m) for m in model.modules() if isinstance(m, ExpertLinear))
+
+
+def test_a_router_that_others_have_quantized_is_read(tmp_path: Path) -> None:
+    folder = write_younger(tmp_path, MEMBER)
+    tensors = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    path = "model.language_model.layers.0.mlp.gate"
+    tensors |= quantized_tensors(path, tensors[f"{path}.weight"], Format(8, 64, "affine"))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    vlm = load(folder, dtype="float32")
+    assert vlm.model.layers[0].mlp.gate.bits == 8
+    assert np.isfinite(vlm.logits("Why?")).all()
+
+
+def test_experts_are_told_in_words(config: ExpertsConfig) -> None:
+    assert config.text.mlp_words == "6 experts of 96, 2 a token"
 
 
 def test_a_step_of_decoding_reads_the_experts_of_one_token(tmp_path: Path) -> None:
