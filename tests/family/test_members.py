@@ -16,9 +16,10 @@ from mlx_qwenvl.engine.decode import decode
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import encode_images, prefill
 from mlx_qwenvl.engine.sampling import Sampler
+from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.models.rope import Slot
 from tests.golden.cases import LAST_LOGITS, YOUNGER_CASES, GoldenCase, description_of, load_case
-from tests.golden.hand_worked import VIDEOS, HandWorkedVideo
+from tests.golden.hand_worked import FRAMES, VIDEOS, HandWorkedVideo
 from tests.golden.tiny_files import TOKEN_ID
 from tests.golden.younger import write_younger
 from tests.test_parity import TOLERANCE, prompt_of
@@ -99,6 +100,25 @@ def test_a_videos_own_positions_equal_the_recording(younger: Younger) -> None:
         end = length if name == "short" else start + video.input_ids.count(VIDEO_PAD)
         assert ours[:, :end].tolist() == theirs[:, :end].tolist()
         assert (rope_delta == recorded["rope_delta"]) == (name == "short")
+
+
+@pytest.mark.parametrize("member", ["qwen3_vl", "qwen3_vl_moe"])
+def test_frames_with_text_between_are_placed_as_pictures_are(younger: Younger, member: str) -> None:
+    ids, (_, height, width) = FRAMES.input_ids, FRAMES.grid_thw
+    starts = [i for i, token in enumerate(ids) if token == VIDEO_PAD != ids[i - 1]]
+    slots = [Slot(start, (1, height, width), FRAMES.seconds_per_grid) for start in starts]
+    model = younger(member, True).model
+    positions, rope_delta = model.prompt_positions(len(ids), slots)
+    recorded = description_of(member)["videos"]["frames"]
+    assert positions.tolist() == [list(row) for row in FRAMES.position_ids]
+    assert positions.tolist() == recorded["position_ids"]
+    assert rope_delta == FRAMES.rope_delta == recorded["rope_delta"]
+
+
+@pytest.mark.parametrize("member", ["qwen3_vl", "qwen3_vl_moe"])
+def test_a_video_in_one_piece_is_refused(younger: Younger, member: str) -> None:
+    with pytest.raises(PromptError, match="of 2 temporal patches came in one piece"):
+        younger(member, True).model.prompt_positions(9, [Slot(1, (2, 4, 4), 1.0)])
 
 
 @pytest.mark.parametrize(("layout", "shards"), [("nested", 1), ("hub", 3)])

@@ -124,3 +124,20 @@ LONG_VIDEO = HandWorkedVideo(
 )
 
 VIDEOS = {"short": SHORT_VIDEO, "long": LONG_VIDEO}
+
+
+# Qwen3-VL has text between a video's frames, so that each is placed as a picture is. Two frames of
+# 2x8 patches are one row of 4 tokens each. Text and the start mark take 0 and 1, the first frame
+# begins at s = 2, text goes on at 2 + 4 = 6: the end mark 6, a text 7, a start mark 8. The second
+# frame begins at 9, text goes on at 13. 15 tokens, the next position is 15: rope_delta = 0.
+FRAMES = HandWorkedVideo(
+    input_ids=(11, _START, *[_VIDEO] * 4, _END, 12, _START, *[_VIDEO] * 4, _END, 13),
+    grid_thw=(2, 2, 8),
+    seconds_per_grid=1.0,
+    position_ids=(
+        (0, 1, 2, 2, 2, 2, 6, 7, 8, 9, 9, 9, 9, 13, 14),
+        (0, 1, 2, 2, 2, 2, 6, 7, 8, 9, 9, 9, 9, 13, 14),
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14),
+    ),
+    rope_delta=0,
+)

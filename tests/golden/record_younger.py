@@ -19,7 +19,7 @@ import transformers
 
 from tests.golden.cases import ARRAYS, LAST_LOGITS, YOUNGER_CASES, paths_of
 from tests.golden.conversations import CONVERSATIONS, SHOWN
-from tests.golden.hand_worked import VIDEOS
+from tests.golden.hand_worked import FRAMES, VIDEOS
 from tests.golden.record import Recorder
 from tests.golden.tiny_files import TOKEN_ID
 from tests.golden.younger import MEMBERS, write_younger
@@ -43,11 +43,10 @@ def check_layouts(folder: Path, member: str) -> None:
 
 
 def video_positions(recorder: Recorder) -> dict[str, Any]:
-    """The positions of `hand_worked.VIDEOS`, as transformers has them."""
+    """The positions of the videos in `hand_worked.py`, as transformers has them."""
     found: dict[str, Any] = {}
-    if recorder.model.config.model_type != "qwen2_5_vl":
-        return found
-    for name, video in VIDEOS.items():
+    counts_seconds = recorder.model.config.model_type == "qwen2_5_vl"
+    for name, video in (VIDEOS if counts_seconds else {"frames": FRAMES}).items():
         ids = torch.tensor([video.input_ids])
         positions, delta = recorder.model.model.get_rope_index(
             ids,
