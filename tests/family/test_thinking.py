@@ -11,8 +11,10 @@ import pytest
 from mlx_qwenvl import Chunk, QwenVL, load
 from mlx_qwenvl.chatting.clean import clean
 from mlx_qwenvl.chatting.screen import PlainScreen
+from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.generate import main
+from mlx_qwenvl.inputs.messages import user_message
 from server.routes.chat import _Choice
 from tests.crowds import Listener, Question
 from tests.golden.tiny_files import LEARNED_TOKENS, TOKEN_ID
@@ -73,6 +75,8 @@ def vlm(folder: Path) -> QwenVL:
 def test_what_a_template_opens_is_thinking_until_it_is_closed(vlm: QwenVL) -> None:
     open_ended = vlm.generate("Why?", max_tokens=6, temperature=0)
     assert open_ended.thinking and open_ended.text == ""
+    prompt = vlm.prompt([user_message("Why?", [])], Options())
+    assert prompt.token_ids[-2] == OPEN_ID, "the mark is one token, the line's end another"
     assert open_ended.to_dict()["thinking"] == open_ended.thinking
     closed = vlm.generate("Why?", max_tokens=3, temperature=0, logit_bias={CLOSE_ID: 100.0})
     assert closed.thinking == "" and closed.text == "</think></think>"
