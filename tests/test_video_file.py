@@ -58,7 +58,7 @@ def test_a_pipe_is_read_as_far_as_it_may_be() -> None:
         assert len(read(pipe, short)[0]) == 11  # one more, which is refused where it is decoded
 
 
-@pytest.mark.parametrize("source", [5, None, io.StringIO("text")], ids=repr)
+@pytest.mark.parametrize("source", [5, None, io.StringIO("text")], ids=["int", "None", "text"])
 def test_what_holds_no_video_is_refused(source: Any) -> None:
     with pytest.raises(MediaError, match=r"as a video|as a binary file"):
         read(source)
