@@ -22,9 +22,12 @@ from mlx_qwenvl.inputs.frames import VideoBudget
 from mlx_qwenvl.inputs.image import ImageGeometry
 from mlx_qwenvl.inputs.source import VideoLimits
 from mlx_qwenvl.inputs.video import VideoPatches
-from tests.films import elsewhere, film, index_first, number_of, sound, turned
 
-av = pytest.importorskip("av", reason="PyAV decodes videos; it comes with the extra 'video'")
+pytest.importorskip("av", reason="PyAV decodes videos; it comes with the extra 'video'")
+
+import av
+
+from tests.films import elsewhere, film, index_first, number_of, sound, turned
 
 GEOMETRY = ImageGeometry(patch_size=14, merge_size=2, temporal_patch_size=2)
 LIMITS = VideoLimits()
@@ -142,7 +145,9 @@ def test_frames_are_turned_upright(
         stream = output.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 112, 56, "yuv420p"
         for _ in range(4):
-            output.mux(stream.encode(av.VideoFrame.from_image(quarters)))
+            output.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.asarray(quarters), format="rgb24"))
+            )
         output.mux(stream.encode(None))
     video = read(turned(file.getvalue(), matrix))
     expected = quarters if turn is None else quarters.transpose(turn)
