@@ -463,7 +463,7 @@ class QwenVL:
         )
         for number, slot in enumerate(built.slots, start=1):
             log.info("%s", in_words(number, slot.image))
-        return built
+        return replace(built, counts_seconds=self.model.counts_seconds)
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
         # What cannot be answered is refused before anything of it is computed.

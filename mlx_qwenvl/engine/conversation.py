@@ -8,6 +8,7 @@ ended.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Slot:
 
     Attributes:
         start: Index of its first token.
-        digest: Of its patches.
+        digest: Of its patches, and of its seconds where they count.
     """
 
     start: int
@@ -33,8 +34,16 @@ class Slot:
 
 
 def slots_of(prompt: Prompt) -> tuple[Slot, ...]:
-    """The pictures and temporal patches of a prompt in order."""
-    return tuple(Slot(start, view.digest) for slot in prompt.slots for start, view in slot.views)
+    """The pictures and temporal patches of a prompt in order.
+
+    Keys of the same frames at another pace are others where positions follow seconds.
+    """
+    found = []
+    for slot in prompt.slots:
+        seconds = slot.image.seconds_per_grid if prompt.counts_seconds else None
+        pace = b"" if seconds is None else struct.pack("<d", seconds)
+        found += [Slot(start, view.digest + pace) for start, view in slot.views]
+    return tuple(found)
 
 
 class Conversation:

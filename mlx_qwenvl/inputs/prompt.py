@@ -89,10 +89,12 @@ class Prompt:
     Attributes:
         token_ids: [L] int32, every slot holding the image token or the video token.
         slots: Its pictures and videos in order.
+        counts_seconds: Whether the model places the frames of a video by seconds.
     """
 
     token_ids: np.ndarray
     slots: tuple[ImageSlot, ...]
+    counts_seconds: bool = False
 
     @property
     def image_tokens(self) -> int:

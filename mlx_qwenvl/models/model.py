@@ -36,12 +36,14 @@ class Model(nn.Module):
         tower_type: Its vision tower.
         decoder_type: Its decoder.
         points_in: What it counts in where it points at pictures.
+        counts_seconds: Whether it places the frames of a video by seconds.
     """
 
     config_type: ClassVar[type[Config]] = Config
     tower_type: ClassVar[type[VisionTransformer]] = VisionTransformer
     decoder_type: ClassVar[type[TextModel]] = TextModel
     points_in: ClassVar[Unit] = "thousandths"
+    counts_seconds: ClassVar[bool] = False
 
     def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()

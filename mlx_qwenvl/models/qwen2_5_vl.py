@@ -14,6 +14,7 @@ class Qwen25VL(Model):
     config_type = WindowedConfig
     tower_type = WindowedTransformer
     points_in = "pixels"
+    counts_seconds = True
     config: WindowedConfig
 
     def time_step(self, slot: Slot) -> float:
