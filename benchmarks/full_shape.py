@@ -28,7 +28,7 @@ from mlx.utils import tree_flatten
 
 from convert import convert
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.resolve import DEMO_FOLDER
 
@@ -99,9 +99,9 @@ def write_small_files(folder: Path, size: str, layers: int | None = None) -> dic
 
 def shapes_of(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of a checkpoint with a configuration, by their names."""
-    parameters = tree_flatten(Qwen2VL(Config.from_dict(raw)).parameters())
+    parameters = tree_flatten(build(Config.from_dict(raw)).parameters())
     shapes = {name: tuple(array.shape) for name, array in parameters}
-    del shapes[f"{PATCH_EMBED}.bias"]
+    del shapes[f"{PATCH_EMBED}.bias"], shapes[f"{PATCH_EMBED}.motion"]
     shapes[f"{PATCH_EMBED}.weight"] = (raw["vision_config"]["embed_dim"], 3, 2, 14, 14)
     return shapes
 

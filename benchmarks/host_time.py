@@ -26,13 +26,13 @@ from mlx_qwenvl import load
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 PROMPT_TOKENS = 64
 QUESTION = "Count from one to one hundred in words, please."
 
 
-def parts(model: Qwen2VL, steps: int) -> dict[str, float]:
+def parts(model: Model, steps: int) -> dict[str, float]:
     """Milliseconds of a step's parts, one behind the other."""
     cache = model.make_cache()
     mx.eval(model(mx.zeros((1, PROMPT_TOKENS), mx.int32), cache))
@@ -53,7 +53,7 @@ def parts(model: Qwen2VL, steps: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def in_a_row(model: Qwen2VL, steps: int) -> float:
+def in_a_row(model: Model, steps: int) -> float:
     """Milliseconds of a token where the next graph is made while one is computed."""
     cache = model.make_cache()
     logits = model(mx.zeros((1, PROMPT_TOKENS), mx.int32), cache)[:, -1]
@@ -69,7 +69,7 @@ def in_a_row(model: Qwen2VL, steps: int) -> float:
     return _median_step(moments)
 
 
-def primitives(model: Qwen2VL) -> int:
+def primitives(model: Model) -> int:
     """Primitives of one step, views included."""
     cache = model.make_cache()
     mx.eval(model(mx.zeros((1, PROMPT_TOKENS), mx.int32), cache))

@@ -32,7 +32,7 @@ from mlx_qwenvl.facts import backend_here
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches, smart_resize
 from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
 from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.describe import Description
 from mlx_qwenvl.weights.load import stays_narrow
 from mlx_qwenvl.weights.memory import memory_needed
@@ -80,7 +80,7 @@ def main() -> None:
     config = shape(arguments.blocks)
     width, height = map(int, arguments.source.split("x"))
     image = photo((width, height), arguments.max_pixels)
-    model = Qwen2VL(config)
+    model = build(config)
     tower = tree_map_with_path(_as_loaded, model.visual.parameters(), path="visual")
     model.visual.update(tower)
     mx.eval(model.parameters())

@@ -46,8 +46,9 @@ from mlx_qwenvl.engine.prefix_store import PrefixStore
 from mlx_qwenvl.engine.sampling import Sampler
 from mlx_qwenvl.engine.speculate import Speculator, speculate, verify_rows
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.models.linear import DequantizingEmbedding, DequantizingLinear
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 VOCABULARY = 16384  # tokens
 BEGIN = 1000  # the answer's first token
@@ -61,7 +62,7 @@ SHAPES = {
 }
 
 
-def counting_model(shape: str, *, step: int = 1, bits: int | None = None) -> Qwen2VL:
+def counting_model(shape: str, *, step: int = 1, bits: int | None = None) -> Model:
     """A model of a shape that says t + step behind t."""
     width, layers, mlp, heads, groups, sections = SHAPES[shape]
     demo = load("demo").config
@@ -77,7 +78,7 @@ def counting_model(shape: str, *, step: int = 1, bits: int | None = None) -> Qwe
         tie_word_embeddings=False,
         max_position_embeddings=32768,
     )
-    model = Qwen2VL(replace(demo, text=text, vision=replace(demo.vision, hidden_size=width)))
+    model = build(replace(demo, text=text, vision=replace(demo.vision, hidden_size=width)))
     vectors = mx.random.normal((VOCABULARY, width), key=mx.random.key(0))
     model.model.embed_tokens.weight = vectors
     model.lm_head.weight = mx.roll(vectors, step, 0)
@@ -115,7 +116,7 @@ def prompt_for(case: str, tokens: int) -> Prompt:
 
 
 def compare(
-    model: Qwen2VL, prompt: Prompt, tokens: int, draft: Qwen2VL | None, pairs: int
+    model: Model, prompt: Prompt, tokens: int, draft: Model | None, pairs: int
 ) -> dict[str, object]:
     """Time one case, plainly and speculating in turns."""
     conversation, options = Conversation(model), Options()

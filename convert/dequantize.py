@@ -9,10 +9,11 @@ from typing import Any
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.bundle import FORMAT_VERSION, open_bundle
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
+from mlx_qwenvl.weights.names import beside, to_nested
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.recipes import Format
 
@@ -23,7 +24,7 @@ from .output import Record, check_output, write_output
 from .progress import Progress
 from .settings import DTYPE_KEYS
 from .source import source_name, source_revision
-from .tensors import Copy, Dequantize, Rules
+from .tensors import Beside, Copy, Dequantize, Rules
 
 MLX_TO_TORCH = (0, 4, 1, 2, 3)  # a convolution's weights [out, t, h, w, in] with channels second
 DENSE = "none"  # name of the only variant
@@ -66,7 +67,7 @@ def dequantize(
     with open_bundle(source, variant) as bundle:
         config = Config.from_folder(bundle.folder)
         tensors = check_tensors(bundle.tensors, config)
-        formats = stored_formats(Qwen2VL(config), tensors)
+        formats = stored_formats(build(config), tensors)
         if not formats:
             raise CheckpointError(f"{source} is not quantized, so there is nothing to undo")
         stated = _stated_dtype(read_json(bundle.folder / "config.json"))
@@ -101,26 +102,36 @@ def _jobs(
     rules: Rules,
     stated: str,
 ) -> list[TensorJob]:
-    modules = dict(Qwen2VL(config).named_modules())
+    modules = dict(build(config).named_modules())
+    hub = to_nested if config.is_nested else str  # a name as the Hub's checkpoints have it
+
+    def dense(path: str) -> Copy | Dequantize:
+        """A module's weight, whether it is quantized or not."""
+        if path not in formats:
+            return Copy(hub(f"{path}.weight"), tensors[f"{path}.weight"], rules)
+        kinds = ("weight", "scales", "biases")
+        parts = {k: tensors[f"{path}.{k}"] for k in kinds if f"{path}.{k}" in tensors}
+        scales = parts["scales"].dtype
+        dtype = rules.dtype or (scales if scales in FLOATS else stated)
+        inputs = modules[path].weight.shape[-1]
+        finite = rules.allow_nonfinite
+        return Dequantize(hub(path), parts, formats[path], inputs, dtype, finite)
+
     jobs: list[TensorJob] = []
     for name, tensor in tensors.items():
         path, _, part = name.rpartition(".")
-        if path in formats and part == "weight":
-            parts = {
-                kind: tensors[f"{path}.{kind}"]
-                for kind in ("weight", "scales", "biases")
-                if f"{path}.{kind}" in tensors
-            }
-            scales = parts["scales"].dtype
-            dtype = rules.dtype or (scales if scales in FLOATS else stated)
-            inputs = modules[path].weight.shape[-1]
-            jobs.append(
-                Dequantize(path, parts, formats[path], inputs, dtype, rules.allow_nonfinite)
-            )
+        experts = beside(path)
+        if part == "weight" and experts is not None:
+            stored, paths = experts
+            if path == paths[0]:
+                jobs.append(Beside(hub(stored), tuple(dense(each) for each in paths)))
+        elif path in formats and part == "weight":
+            jobs.append(dense(path))
         elif path not in formats or part == "bias":
             check_floats([tensor])
             is_mlx = path == PATCH_EMBED and tensor.shape[-1] == config.vision.in_channels
-            jobs.append(Copy(name, tensor, rules, MLX_TO_TORCH if is_mlx else None))
+            is_mlx = is_mlx and part == "weight"
+            jobs.append(Copy(hub(name), tensor, rules, MLX_TO_TORCH if is_mlx else None))
     return jobs
 
 

@@ -17,13 +17,13 @@ from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
 from mlx_qwenvl.weights.recipes import Format
 
 from .shard import Shard
-from .tensors import Copy, Dequantize, Job, Quantize, Rules, SmallFile
+from .tensors import Beside, Copy, Dequantize, Job, Quantize, Rules, SmallFile
 
 SHARD_BYTES = 5 * 10**9  # most bytes of one file, as the Hub advises
 TORCH_TO_MLX = (0, 2, 3, 4, 1)  # a convolution's weights [out, in, t, h, w] with channels last
 METADATA = {"format": "mlx"}
 
-TensorJob: TypeAlias = Copy | Quantize | Dequantize
+TensorJob: TypeAlias = Copy | Quantize | Dequantize | Beside
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_qwenvl.models.families import MEMBERS
+
 DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer
 _NOT_TAKEN = ("model_type", "dtype", "rope_parameters", "layer_types")  # of Transformers 5's parts
 
@@ -30,7 +32,7 @@ def output_settings(
         if quantization is not None:
             settings[key] = quantization
     if dtype is not None:
-        for section in (settings, settings.get("vision_config")):
+        for section in (settings, settings.get("text_config"), settings.get("vision_config")):
             if isinstance(section, dict):
                 section.update({key: dtype for key in DTYPE_KEYS if key in section})
     return settings
@@ -39,7 +41,8 @@ def output_settings(
 def hub_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings in the Hub's layout, which most are in already."""
     text, vision = raw.get("text_config"), raw.get("vision_config")
-    if not isinstance(text, dict) or not isinstance(vision, dict):
+    is_nested = MEMBERS[raw["model_type"]].config_type.is_nested
+    if is_nested or not isinstance(text, dict) or not isinstance(vision, dict):
         return dict(raw)
     rope = text.get("rope_parameters", {})
     settings = {key: value for key, value in text.items() if key not in _NOT_TAKEN}

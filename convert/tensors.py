@@ -102,6 +102,10 @@ class Copy:
         """Bytes that are read for it."""
         return self.stored.nbytes
 
+    def rows(self, begin: int, end: int) -> mx.array:
+        """Some rows as they are to be, along the first axis."""
+        return _float_rows(self.stored, self.rules, begin, end)
+
     def blocks(self) -> Iterator[memoryview]:
         """The tensor's bytes."""
         for block in _float_blocks(self.stored, self.rules):
@@ -130,13 +134,14 @@ class Quantize:
     @property
     def specs(self) -> list[Spec]:
         """Packed weight, scales, and for affine formats biases."""
-        rows, inputs = self.stored.shape
-        form, groups = self.form, inputs // self.form.group_size
-        packed = Spec(f"{self.name}.weight", PACKED, (rows, inputs * form.bits // BITS_PER_WORD))
+        *rows, inputs = self.stored.shape
+        form, groups = self.form, (*rows, inputs // self.form.group_size)
+        words = (*rows, inputs * form.bits // BITS_PER_WORD)
+        packed = Spec(f"{self.name}.weight", PACKED, words)
         if form.mode != "affine":
-            return [packed, Spec(f"{self.name}.scales", "U8", (rows, groups))]
+            return [packed, Spec(f"{self.name}.scales", "U8", groups)]
         dtype = self.rules.dtype or self.stored.dtype
-        return [packed, *(Spec(f"{self.name}.{n}", dtype, (rows, groups)) for n in _AFFINE[1:])]
+        return [packed, *(Spec(f"{self.name}.{n}", dtype, groups) for n in _AFFINE[1:])]
 
     @property
     def read_bytes(self) -> int:
@@ -190,28 +195,63 @@ class Dequantize:
     @property
     def specs(self) -> list[Spec]:
         """The dense weight."""
-        return [Spec(f"{self.name}.weight", self.dtype, (self._rows, self.inputs))]
+        rows = self.stored["weight"].shape[:-1]
+        return [Spec(f"{self.name}.weight", self.dtype, (*rows, self.inputs))]
 
     @property
     def read_bytes(self) -> int:
         """Bytes that are read for it."""
         return sum(tensor.nbytes for tensor in self.stored.values())
 
-    @property
-    def _rows(self) -> int:
-        return self.stored["weight"].shape[0]
+    def rows(self, begin: int, end: int) -> mx.array:
+        """Some dense rows, along the first axis."""
+        parts = {name: read_rows(t, begin, end) for name, t in self.stored.items()}
+        dense = dequantized(parts, self.form).astype(DTYPES[self.dtype])
+        if not self.allow_nonfinite and _has_nonfinite(dense, self.dtype):
+            raise CheckpointError(
+                f"{self.name}.weight holds NaN, infinity, or what {self.dtype} cannot hold; "
+                "--allow-nonfinite goes on"
+            )
+        return dense
 
     def blocks(self) -> Iterator[memoryview]:
         """The dense weight, block by block."""
-        for begin, end in _row_blocks(self._rows, self.inputs * ITEM_BYTES[self.dtype]):
-            parts = {name: read_rows(t, begin, end) for name, t in self.stored.items()}
-            dense = dequantized(parts, self.form).astype(DTYPES[self.dtype])
-            if not self.allow_nonfinite and _has_nonfinite(dense, self.dtype):
-                raise CheckpointError(
-                    f"{self.name}.weight holds NaN, infinity, or what {self.dtype} cannot hold; "
-                    "--allow-nonfinite goes on"
-                )
-            yield _bytes_of(dense)
+        (spec,) = self.specs
+        for begin, end in _row_blocks(spec.shape[0], spec.nbytes // spec.shape[0]):
+            yield _bytes_of(self.rows(begin, end))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Experts [E, out, in] that become one tensor [E, in, columns], one beside the other.
+
+    Attributes:
+        name: The tensor's name in the output.
+        parts: What lies side by side.
+    """
+
+    name: str
+    parts: tuple[Copy | Dequantize, ...]
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The one tensor."""
+        specs = [part.specs[0] for part in self.parts]
+        experts, _, inputs = specs[0].shape
+        columns = sum(spec.shape[1] for spec in specs)
+        return [Spec(self.name, specs[0].dtype, (experts, inputs, columns))]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that are read for it."""
+        return sum(part.read_bytes for part in self.parts)
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The tensor, some experts at a time."""
+        (spec,) = self.specs
+        for begin, end in _row_blocks(spec.shape[0], spec.nbytes // spec.shape[0]):
+            rows = mx.concatenate([part.rows(begin, end) for part in self.parts], axis=1)
+            yield _bytes_of(rows.swapaxes(1, 2))
 
 
 @dataclass(frozen=True)
@@ -252,24 +292,28 @@ def _row_blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 def _float_blocks(stored: StoredTensor, rules: Rules) -> Iterator[mx.array]:
     """A dense tensor's rows in the dtype they are to have, checked."""
-    if stored.dtype not in FLOATS:
-        raise CheckpointError(f"{stored.key} has dtype {stored.dtype}, expected floats")
     rows = stored.shape[0]
     for begin, end in _row_blocks(rows, stored.nbytes // max(1, rows)):
-        block = read_rows(stored, begin, end)
-        if not rules.allow_nonfinite and _has_nonfinite(block, stored.dtype):
+        yield _float_rows(stored, rules, begin, end)
+
+
+def _float_rows(stored: StoredTensor, rules: Rules, begin: int, end: int) -> mx.array:
+    if stored.dtype not in FLOATS:
+        raise CheckpointError(f"{stored.key} has dtype {stored.dtype}, expected floats")
+    block = read_rows(stored, begin, end)
+    if not rules.allow_nonfinite and _has_nonfinite(block, stored.dtype):
+        raise CheckpointError(
+            f"{stored.key} in {stored.file} holds NaN or infinity; --allow-nonfinite goes on"
+        )
+    if rules.dtype not in (None, stored.dtype):
+        cast = block.astype(DTYPES[rules.dtype])
+        if not rules.allow_nonfinite and _has_nonfinite(cast, rules.dtype):
             raise CheckpointError(
-                f"{stored.key} in {stored.file} holds NaN or infinity; --allow-nonfinite goes on"
+                f"{stored.key} has values up to {mx.abs(block).max().item():.3g}, too large "
+                f"for {rules.dtype}; bfloat16 holds them"
             )
-        if rules.dtype not in (None, stored.dtype):
-            cast = block.astype(DTYPES[rules.dtype])
-            if not rules.allow_nonfinite and _has_nonfinite(cast, rules.dtype):
-                raise CheckpointError(
-                    f"{stored.key} has values up to {mx.abs(block).max().item():.3g}, too large "
-                    f"for {rules.dtype}; bfloat16 holds them"
-                )
-            block = cast
-        yield block
+        block = cast
+    return block
 
 
 def _has_nonfinite(block: mx.array, dtype: str) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RANK_VARIABLE = "MLX_RANK"  # set by mlx.launch
 DEFAULT_QUESTION = "Describe this image."
+DEFAULT_VIDEO_QUESTION = "Describe this video."
 EXTRACT_QUESTION = "Read this image and fill in the form."
 
 
@@ -38,7 +39,9 @@ def add_answer(p: argparse.ArgumentParser) -> None:
     p.add_argument("--system", metavar="TEXT", help="system message; by default the model's own")
     p.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (1024)")
     p.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="end before these")
-    p.add_argument("--min-pixels", type=int, metavar="N", help="least pixels of a picture")
+    p.add_argument(
+        "--min-pixels", type=int, metavar="N", help="least pixels of a picture or a frame"
+    )
     p.add_argument("--max-pixels", type=int, metavar="N", help="most pixels (1003520)")
     p.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: quantized keys and values")
     p.add_argument("--kv-group-size", type=int, metavar="N", help="how many share a scale (64)")
@@ -54,6 +57,15 @@ def add_answer(p: argparse.ArgumentParser) -> None:
     add("--presence-penalty", type=float, metavar="P", help="lower what the answer said already")
     add("--frequency-penalty", type=float, metavar="F", help="lower it by each time that it did")
     add("--seed", type=int, metavar="N", help="makes drawing repeatable")
+
+
+def add_video(p: argparse.ArgumentParser) -> None:
+    """How videos are sampled."""
+    p.add_argument("--fps", type=float, metavar="N", help="frames taken of a second of video (2)")
+    p.add_argument(
+        "--n-frames", type=int, metavar="N", help="frames of a video, whatever its length"
+    )
+    p.add_argument("--max-frames", type=int, metavar="N", help="most frames of a video (768)")
 
 
 def add_form(p: argparse.ArgumentParser) -> None:
@@ -72,7 +84,7 @@ def add_form(p: argparse.ArgumentParser) -> None:
 
 
 def options_of(arguments: argparse.Namespace) -> CallOptions:
-    """What `add_answer` was told, as `generate` and its kin take it."""
+    """What `add_answer` and `add_video` were told, as `generate` and its kin take it."""
     told = {name: value for name, value in vars(arguments).items() if name in _OPTIONS}
     return cast(CallOptions, told)
 

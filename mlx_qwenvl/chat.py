@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_qwenvl.arguments import add_answer, add_model, load_model, options_of
+from mlx_qwenvl.arguments import add_answer, add_model, add_video, load_model, options_of
 from mlx_qwenvl.chatting.picture import read_checked
 from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
 from mlx_qwenvl.chatting.saved import check_saved
@@ -24,6 +24,7 @@ from mlx_qwenvl.command import (
     run,
 )
 from mlx_qwenvl.engine.options import GREEDY, read_options
+from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.vlm import QwenVL, load
 
 PROGRAM = "mlx-qwenvl chat"
@@ -44,9 +45,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH|URL|data:...",
         help="a picture for the first question; repeat for more",
     )
+    p.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="PATH|URL|data:...",
+        help="a video for the first question; repeat for more",
+    )
     p.add_argument("--load", metavar="FILE", help="go on with a conversation that \\save kept")
     add_model(p)
     add_answer(p)
+    add_video(p)
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument(
         "--preview",
@@ -56,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PROTOCOL",
         help="show pictures in the terminal: auto, iterm2 or kitty",
     )
+    p.add_argument("--show-thinking", action="store_true", help="a model's thoughts on stderr")
     p.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
     return p
 
@@ -71,6 +81,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     # What is wrong is told at once, not after the model was loaded.
     pictures = [read_checked(source) for source in arguments.image]
+    for source in arguments.video:
+        check_video(source)
     kept = None if arguments.load is None else Path(arguments.load).expanduser()
     if kept is not None:
         check_saved(kept)
@@ -86,6 +98,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     if kept is not None:
         talk.load_saved(kept, options)
     talk.waiting += pictures
+    talk.films += arguments.video
     if prompt.is_interactive:
         screen.note(f"{vlm.name} listens; \\help lists the commands, Ctrl-D leaves")
     return _talk(talk, prompt)
@@ -111,7 +124,7 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
     ends = (sys.stdin, sys.stdout)
     is_terminal = all(end is not None and end.isatty() for end in ends)
     if not is_terminal or os.environ.get("TERM", "dumb") in DUMB:
-        return PlainPrompt(), PlainScreen()
+        return PlainPrompt(), PlainScreen(shows_thinking=arguments.show_thinking)
     # Imported only now: both libraries take a tenth of a second that a pipe does not need.
     from mlx_qwenvl.chatting.history import history_file
     from mlx_qwenvl.chatting.rich_prompt import RichPrompt
@@ -119,7 +132,7 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
 
     asked = arguments.preview
     protocol = protocol_of(os.environ) if asked == "auto" else asked
-    screen = RichScreen(protocol)
+    screen = RichScreen(protocol, shows_thinking=arguments.show_thinking)
     if asked == "auto" and protocol is None:
         screen.note("no previews: iTerm2, WezTerm, kitty and Ghostty can show pictures")
     return RichPrompt(None if arguments.no_history else history_file()), screen

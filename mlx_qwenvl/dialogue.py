@@ -11,9 +11,17 @@ from mlx_qwenvl.engine.answer import Stopwatch
 from mlx_qwenvl.engine.options import CallOptions, Options, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.grounding.boxes import without_marks
-from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
-from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, TokensPart, user_message
+from mlx_qwenvl.inputs.messages import (
+    ImagePart,
+    Message,
+    Part,
+    TextPart,
+    TokensPart,
+    user_message,
+)
+from mlx_qwenvl.inputs.video import Seen
+from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,10 +55,11 @@ class Chat:
         prompt: str,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         **options: Unpack[CallOptions],
     ) -> Reply:
         """Ask the next question; arguments and errors are those of `QwenVL.generate`."""
-        chunks = list(self.stream(prompt, images=images, **options))
+        chunks = list(self.stream(prompt, images=images, videos=videos, **options))
         return self._reply(chunks, images)
 
     def stream(
@@ -58,6 +67,7 @@ class Chat:
         prompt: str,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         **options: Unpack[CallOptions],
     ) -> Iterator[Chunk]:
         """Ask the next question and hear the answer piece by piece.
@@ -67,7 +77,7 @@ class Chat:
         """
         watch = Stopwatch(self._vlm.load_s)
         read = read_options(options, self._vlm.sampling)
-        question = self._opened(user_message(prompt, images), read)
+        question = self._opened(user_message(prompt, images, videos), read)
         built = self._vlm.prompt([*self.messages, question], read)
         chunks = self._vlm._answer(built, read, watch)
         return self._remembered(chunks, question, stops=bool(read.stop))
@@ -77,10 +87,13 @@ class Chat:
         prompt: str,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         **options: Unpack[CallOptions],
     ) -> Reply:
         """Ask the next question without holding up the event loop; otherwise as `ask`."""
-        chunks = [chunk async for chunk in self.astream(prompt, images=images, **options)]
+        chunks = [
+            chunk async for chunk in self.astream(prompt, images=images, videos=videos, **options)
+        ]
         return self._reply(chunks, images)
 
     async def astream(
@@ -88,6 +101,7 @@ class Chat:
         prompt: str,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[Chunk, None]:
         """Ask the next question and hear the answer piece by piece, for `async for`.
@@ -99,7 +113,7 @@ class Chat:
         read = read_options(options, self._vlm.sampling)
         import asyncio  # for those who wait in a loop
 
-        asked = user_message(prompt, images)
+        asked = user_message(prompt, images, videos)
         question = await asyncio.to_thread(self._opened, asked, read)
         turns = [*self.messages, question]
         heard: list[Chunk] = []
@@ -112,27 +126,31 @@ class Chat:
             self._remember(question, heard, stops=bool(read.stop))
 
     def _shown(self, turn: Message) -> list[str]:
-        pictures, text = list[ImagePatches](), ""
+        seen, text = list[Seen](), ""
         for part in turn.parts:
             if isinstance(part, TextPart):
                 text += part.text
             elif isinstance(part, TokensPart):
                 text += self._vlm.tokenizer.decode(list(part.token_ids))
-            elif isinstance(part.source, ImagePatches):
-                pictures.append(part.source)
+            elif isinstance(part.source, Seen):
+                seen.append(part.source)
         return [
             f"**{turn.role}**",
-            shown.views_markdown(pictures),
+            shown.views_markdown(seen),
             shown.safe_markdown(without_marks(text)),
         ]
 
     def _opened(self, message: Message, options: Options) -> Message:
         """The message with its pictures as patches: a file may change, the past may not."""
-        parts = [
-            ImagePart(self._vlm.open(part, options)) if isinstance(part, ImagePart) else part
-            for part in message.parts
-        ]
-        return Message(message.role, tuple(parts))
+
+        def opened(part: Part) -> Part:
+            if isinstance(part, ImagePart):
+                return ImagePart(self._vlm.open(part, options))
+            if isinstance(part, VideoPart):
+                return VideoPart(self._vlm.open_video(part, options))
+            return part
+
+        return Message(message.role, tuple(map(opened, message.parts)))
 
     def _reply(self, chunks: Sequence[Chunk], images: Sequence[ImageSource]) -> Reply:
         # Earlier pictures are known by their patches alone.
@@ -160,5 +178,7 @@ class Chat:
             # out of the text but not out of the tokens, makes the text speak.
             tokens = tuple(i for chunk in heard for i in chunk.token_ids)
             text = "".join(chunk.text for chunk in heard)
-            reply = TextPart(text) if stops else TokensPart(tokens)
+            # Thoughts are no part of a conversation: the next turn is asked without them.
+            thought = any(chunk.thinking for chunk in heard)
+            reply = TextPart(text) if stops or thought else TokensPart(tokens)
             self.messages += [question, Message("assistant", (reply,))]

@@ -1,4 +1,7 @@
-"""`python -m mlx_qwenvl.generate --image path`: one question about pictures, answered on stdout."""
+"""`python -m mlx_qwenvl.generate --image path`: one question about pictures, answered on stdout.
+
+Videos go the same way, with `--video`.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwenvl.arguments import (
     DEFAULT_QUESTION,
+    DEFAULT_VIDEO_QUESTION,
     EXTRACT_QUESTION,
     add_answer,
     add_form,
     add_model,
+    add_video,
     form_of,
     launched,
     load_model,
     options_of,
 )
 from mlx_qwenvl.bars import bar
+from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -34,6 +40,8 @@ from mlx_qwenvl.extracting.table import STYLES, written
 from mlx_qwenvl.grounding.boxes import MarkFilter
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.inputs.video_file import check_video
+from mlx_qwenvl.inputs.video_part import VideoSource
 
 if TYPE_CHECKING:
     from mlx_qwenvl.distributed.ranks import Ranks
@@ -47,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(
         prog=PROGRAM,
-        description="Answer a question about pictures, or describe them.",
+        description="Answer a question about pictures and videos, or describe them.",
         epilog="The question may be an argument, --prompt, piped in, or joined from all.",
     )
     p.add_argument("text", nargs="*", metavar="QUESTION", help="the question")
@@ -58,9 +66,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH|URL|data:...|-",
         help="a picture; repeat it for more",
     )
+    p.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="PATH|URL|data:...",
+        help="a video; repeat it for more",
+    )
     p.add_argument("--prompt", help=f"the question; with a picture {DEFAULT_QUESTION!r}")
     add_model(p)
     add_answer(p)
+    add_video(p)
     p.add_argument("--no-cache", action="store_true", help="compute all, keep nothing")
     p.add_argument(
         "--disk-cache",
@@ -70,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--draft", metavar="NAME|DIR", help="a smaller model that proposes tokens")
     p.add_argument("--no-speculation", action="store_true", help="one token a step, always")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--show-thinking", action="store_true", help="a model's thoughts on stderr")
     p.add_argument("--draw", metavar="FILE", help="save the picture with what the answer points at")
     add_form(p)
     p.add_argument("--as", dest="style", choices=STYLES, help="how --extract prints (json)")
@@ -99,6 +116,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     if ranks is not None and "-" in arguments.image:
         raise MediaError("--image - reads standard input, which mlx.launch never ends")
     images = _images(arguments)
+    videos = _videos(arguments)
     if arguments.draw is not None and not images:
         raise PromptError("--draw: there is no picture to draw on; give one (--image)")
     drawing = None if arguments.draw is None else PictureFile.at(arguments.draw, "--draw")
@@ -109,8 +127,11 @@ def _answer(arguments: argparse.Namespace) -> int:
     chunks: list[Chunk] = []
     with _progress() as on_prefill:
         options["on_prefill"] = on_prefill
-        stream = vlm.stream(question, images=images, system=arguments.system, **options)
-        interrupted = _listen(stream, chunks, show=not (arguments.json or arguments.extract))
+        stream = vlm.stream(
+            question, images=images, videos=videos, system=arguments.system, **options
+        )
+        show = not (arguments.json or arguments.extract)
+        interrupted = _listen(stream, chunks, show=show, thoughts=arguments.show_thinking)
     if interrupted:
         heard = "".join(chunk.text for chunk in chunks)
         if arguments.extract and not arguments.json:
@@ -169,6 +190,14 @@ def _images(arguments: argparse.Namespace) -> list[ImageSource]:
     return [open_image(_piped_picture() if name == "-" else name) for name in arguments.image]
 
 
+def _videos(arguments: argparse.Namespace) -> list[VideoSource]:
+    if "-" in arguments.video:
+        raise PromptError("--video - is not read: a video is sought in, which a pipe cannot be")
+    for name in arguments.video:
+        check_video(name)  # before the model is loaded, as above
+    return list(arguments.video)
+
+
 def _piped_picture() -> bytes:
     if sys.stdin is None:
         raise MediaError("--image - reads a picture from standard input, which is closed")
@@ -183,12 +212,16 @@ def _question(arguments: argparse.Namespace, *, has_pipe: bool) -> str:
         has_pipe: Whether standard input may hold a part of it, which mlx.launch's never does.
     """
     said = [part for part in (arguments.prompt, " ".join(arguments.text)) if part]
-    has_question = bool(said or arguments.image)
+    has_question = bool(said or arguments.image or arguments.video)
     piped = _piped_text(has_question) if has_pipe and "-" not in arguments.image else ""
     question = "\n".join(part for part in [piped, *said] if part.strip())
-    if not question and not arguments.image:
+    if not question and not (arguments.image or arguments.video):
         raise PromptError("nothing was asked; give a question, a picture (--image), or both")
-    return question or (EXTRACT_QUESTION if arguments.extract else DEFAULT_QUESTION)
+    if question:
+        return question
+    if arguments.extract:
+        return EXTRACT_QUESTION
+    return DEFAULT_QUESTION if arguments.image or not arguments.video else DEFAULT_VIDEO_QUESTION
 
 
 def _piped_text(has_question: bool) -> str:
@@ -222,20 +255,22 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield advance
 
 
-def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool) -> bool:
+def _listen(stream: Iterator[Chunk], chunks: list[Chunk], *, show: bool, thoughts: bool) -> bool:
     """Collect an answer, printing it as it comes; tell whether Ctrl-C ended it."""
-    marks = MarkFilter()
+    marks, thinking = MarkFilter(), ThinkingPrinter(sys.stderr if thoughts else None)
     if show and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets an answer
     try:
         for chunk in stream:
             chunks.append(chunk)
+            thinking.hear(chunk)
             text = marks.feed(chunk.text) if show else ""
             if text:
                 print(text, end="", flush=True)
     except KeyboardInterrupt:
         return True
     finally:
+        thinking.finish()
         if show and chunks:
             print(marks.finish(), flush=True)
     return False
@@ -248,8 +283,9 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _report(reply: Reply) -> None:
     usage, timings, guessed = reply.usage, reply.timings, reply.speculation
+    videos = f", {usage.video_tokens} of videos" if usage.video_tokens else ""
     print(
-        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures), "
+        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures{videos}), "
         f"{timings.prompt_tokens_per_s:.1f}/s; {usage.completion_tokens} answer tokens, "
         f"{timings.completion_tokens_per_s:.1f}/s\n"
         f"load {timings.load_s:.2f} s, pictures {timings.vision_s:.2f} s, "

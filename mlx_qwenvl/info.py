@@ -140,8 +140,8 @@ def _architecture(facts: Facts) -> Iterator[str]:
     text, vision = facts.description.config.text, facts.description.config.vision
     head = "the embedding is the head" if text.tie_word_embeddings else "a head of its own"
     yield (
-        f"decoder       {text.num_hidden_layers} layers of {text.hidden_size}, MLP of "
-        f"{text.intermediate_size}, {text.num_attention_heads} query and "
+        f"decoder       {text.num_hidden_layers} layers of {text.hidden_size}, "
+        f"{text.mlp_words}, {text.num_attention_heads} query and "
         f"{text.num_key_value_heads} key-value heads of {text.head_dim}"
     )
     yield (

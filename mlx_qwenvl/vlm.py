@@ -49,9 +49,11 @@ from mlx_qwenvl.inputs.messages import (
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.prompt import ChatTemplate, Prompt, build_prompt, check_length
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.inputs.video import VideoPatches, in_words
+from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import default_model
@@ -211,14 +213,14 @@ class QwenVL:
     def __init__(
         self,
         name: str,
-        model: Qwen2VL,
+        model: Model,
         tokenizer: Tokenizer,
         template: ChatTemplate,
         processor: Processor,
         generation: Mapping[str, Any],
         load_s: float,
         stores: Stores | None = None,
-        draft: tuple[Qwen2VL, Stores] | None = None,
+        draft: tuple[Model, Stores] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.name = name
@@ -276,6 +278,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -285,13 +288,15 @@ class QwenVL:
         Args:
             prompt: The question. It becomes one user turn, its pictures before its text.
             images: Paths, URLs, `data:` URLs, base64, bytes, files, PIL images or numpy arrays.
+            videos: Paths, URLs, `data:` URLs, base64, bytes or files of videos, which need the
+                extra `video`; or lists of frames, each an image as above. See `docs/video.md`.
             messages: A whole conversation in OpenAI's form, instead of `prompt` and `system`. An
                 assistant's message at its end is the beginning of the answer.
             system: A system message; by default the model's own.
             **options: See `Options` and `Sampling` in `engine/options.py`.
 
         Raises:
-            MediaError: A picture cannot be read.
+            MediaError: A picture or a video cannot be read.
             PromptError: Nothing was asked, or messages make no prompt.
             OptionError: An option is unknown or outside its range.
             ContextError: The prompt is longer than the model's context or `max_kv_size`.
@@ -299,7 +304,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         chunks = list(self._answer(self.prompt(turns, read), read, watch))
         return Reply.of(chunks, self.name, sources_of(turns))
 
@@ -308,6 +313,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -315,7 +321,7 @@ class QwenVL:
         """Answer a question piece by piece; arguments and errors are those of `generate`."""
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         built = self.prompt(turns, read)
         return self._answer(built, read, watch)
 
@@ -324,6 +330,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -335,7 +342,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        turns = question_messages(prompt, images, messages, system)
+        turns = question_messages(prompt, images, messages, system, videos)
         chunks = [chunk async for chunk in self._hear(turns, read, watch)]
         return Reply.of(chunks, self.name, sources_of(turns))
 
@@ -344,6 +351,7 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         **options: Unpack[CallOptions],
@@ -354,7 +362,7 @@ class QwenVL:
         """
         watch = Stopwatch(self.load_s)
         read = read_options(options, self.sampling)
-        return self._hear(question_messages(prompt, images, messages, system), read, watch)
+        return self._hear(question_messages(prompt, images, messages, system, videos), read, watch)
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation that remembers its pictures and computes nothing twice.
@@ -404,10 +412,14 @@ class QwenVL:
         prompt: str | None = None,
         *,
         images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
         messages: str | Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        n_frames: int | None = None,
+        max_frames: int | None = None,
     ) -> np.ndarray:
         """Logits [L, V] float32 of the whole templated prompt, for parity and perplexity.
 
@@ -415,8 +427,14 @@ class QwenVL:
         """
         if self.ranks is not None:
             raise OptionError("logits are computed by one process, and several hold this model")
-        options = Options(min_pixels=min_pixels, max_pixels=max_pixels)
-        built = self.prompt(question_messages(prompt, images, messages, system), options)
+        options = Options(
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fps=fps,
+            n_frames=n_frames,
+            max_frames=max_frames,
+        )
+        built = self.prompt(question_messages(prompt, images, messages, system, videos), options)
 
         def compute() -> np.ndarray:
             check_answer(self.model, built, options, Stores.of(self.model, 0, 0), self.stores)
@@ -443,6 +461,18 @@ class QwenVL:
             limits=limits,
         )
 
+    def open_video(
+        self, part: VideoPart, options: Options, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> VideoPatches:
+        """A video as the model takes it; arguments and errors are those of `prompt`."""
+        return self.processor.open_video(
+            part,
+            options.video,
+            self.config.text.max_position_embeddings,
+            store=self.stores.patches if options.cache else None,
+            limits=limits,
+        )
+
     def prompt(
         self, turns: Sequence[Message], options: Options, limits: MediaLimits = DEFAULT_LIMITS
     ) -> Prompt:
@@ -454,22 +484,22 @@ class QwenVL:
             limits: What each picture may cost and where it may come from.
 
         Raises:
-            MediaError: A picture cannot be read.
+            MediaError: A picture or a video cannot be read.
             PromptError: Nothing was asked.
-            ContextError: The text is far longer than the model's context.
+            ContextError: The text or a video is far longer than the model's context.
         """
         texts = [part.text for turn in turns for part in turn.parts if isinstance(part, TextPart)]
         check_length(texts, self.tokenizer, self.config.text.max_position_embeddings)
         built = build_prompt(
-            turns, self.template, self.tokenizer, lambda part: self.open(part, options, limits)
+            turns,
+            self.template,
+            self.tokenizer,
+            lambda part: self.open(part, options, limits),
+            lambda part: self.open_video(part, options, limits),
         )
         for number, slot in enumerate(built.slots, start=1):
-            (width, height), (source_width, source_height) = slot.image.size, slot.image.source_size
-            log.info(
-                "picture %d: %d x %d pixels, read as %d x %d, %d tokens",
-                *(number, source_width, source_height, width, height, slot.image.n_tokens),
-            )
-        return built
+            log.info("%s", in_words(number, slot.image))
+        return replace(built, counts_seconds=self.model.counts_seconds)
 
     def _answer(self, prompt: Prompt, options: Options, watch: Stopwatch) -> Iterator[Chunk]:
         # What cannot be answered is refused before anything of it is computed.

@@ -81,6 +81,7 @@ def usage_of(tallies: list[Tally]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": sum(usage.cached_tokens for usage in firsts),
             "image_tokens": sum(usage.image_tokens for usage in firsts),
+            "video_tokens": sum(usage.video_tokens for usage in firsts),
             "audio_tokens": 0,
         },
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},

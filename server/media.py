@@ -1,15 +1,17 @@
-"""Which pictures a request may name, and what all of them together may cost."""
+"""Which pictures and videos a request may name, and what all of them together may cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_qwenvl.errors import OptionError, PromptError
 from mlx_qwenvl.inputs.fetch import FetchLimits
 from mlx_qwenvl.inputs.messages import ImagePart, Message
 from mlx_qwenvl.inputs.processor import TOKEN_PIXELS
-from mlx_qwenvl.inputs.source import MediaBudget, MediaLimits
+from mlx_qwenvl.inputs.source import MediaBudget, MediaLimits, VideoLimits
+from mlx_qwenvl.inputs.video_part import VideoPart
 
 from .addresses import check_public
 from .settings import Settings
@@ -21,7 +23,7 @@ FILES_HINT = "local files are opened only in a folder that the server was given 
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """What the operator lets requests do with pictures.
+    """What the operator lets requests do with pictures and videos.
 
     Attributes:
         settings: The operator's.
@@ -45,7 +47,7 @@ class MediaPolicy:
         """Messages within the operator's counts; nothing of them is opened.
 
         Raises:
-            PromptError: Too many messages or pictures, or a picture that is asked to be too large.
+            PromptError: Too many messages, pictures or videos, or one that shall be too large.
         """
         most = self.settings.max_messages
         if len(messages) > most:
@@ -55,14 +57,32 @@ class MediaPolicy:
         if len(pictures) > most:
             raise PromptError(f"{len(pictures)} pictures came, at most {most} pass", "messages")
         for part in pictures:
-            if not isinstance(part.source, str):
-                kind = type(part.source).__name__
-                raise PromptError(f"a picture is named by a {kind}, expected a string", "messages")
-            asked = max(part.min_pixels or 0, part.max_pixels or 0)
-            if asked > MAX_RESIZED_PIXELS:
-                most = MAX_RESIZED_PIXELS
-                raise PromptError(f"a picture of {asked} pixels, at most {most} pass", "messages")
+            _check("a picture", part.source, part.min_pixels, part.max_pixels)
+        videos = [part for m in messages for part in m.parts if isinstance(part, VideoPart)]
+        most = self.settings.max_videos
+        if len(videos) > most:
+            raise PromptError(f"{len(videos)} videos came, at most {most} pass", "messages")
+        for video in videos:
+            wishes = video.wishes
+            frames = max(wishes.n_frames or 0, wishes.max_frames or 0, wishes.min_frames or 0)
+            most = self.settings.max_sampled_frames
+            if frames > most:
+                raise PromptError(f"{frames} frames of a video, at most {most} pass", "messages")
+            if isinstance(video.source, list):
+                self._check_frames(video.source, len(pictures))
+            else:
+                _check("a video", video.source, wishes.min_pixels, wishes.max_pixels)
         return tuple(messages)
+
+    def _check_frames(self, frames: list[Any], pictures: int) -> None:
+        """A video as a list of frames is as many pictures."""
+        most = self.settings.max_images - pictures
+        if len(frames) > most:
+            raise PromptError(
+                f"a video of {len(frames)} pictures came, {max(most, 0)} more pass", "messages"
+            )
+        for frame in frames:
+            _check("a frame", frame, None, None)
 
     def limits(self) -> MediaLimits:
         """What opening the pictures of one request may cost; each request needs its own."""
@@ -82,4 +102,21 @@ class MediaPolicy:
             root=s.image_root,
             files_hint=FILES_HINT,
             budget=MediaBudget(s.max_total_bytes, s.max_total_pixels, s.fetch_timeout_s),
+            video=VideoLimits(
+                max_bytes=s.max_video_bytes,
+                max_seconds=s.max_video_seconds,
+                max_frames=s.max_video_frames,
+                max_pixels=s.max_video_pixels,
+                work_s=s.video_work_s,
+            ),
         )
+
+
+def _check(what: str, source: object, least: int | None, most: int | None) -> None:
+    if not isinstance(source, str):
+        kind = type(source).__name__
+        raise PromptError(f"{what} is named by a {kind}, expected a string", "messages")
+    asked = max(least or 0, most or 0)
+    if asked > MAX_RESIZED_PIXELS:
+        limit = MAX_RESIZED_PIXELS
+        raise PromptError(f"{what} of {asked} pixels, at most {limit} pass", "messages")

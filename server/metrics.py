@@ -56,6 +56,7 @@ class Metrics:
                 ("prompt", "Tokens of the prompts of finished answers"),
                 ("cached", "Prompt tokens that did not have to be computed"),
                 ("image", "Prompt tokens of pictures"),
+                ("video", "Prompt tokens of videos"),
                 ("completion", "Tokens of finished answers"),
             )
         }
@@ -119,6 +120,7 @@ class Metrics:
             self._tokens["prompt"].inc(last.usage.prompt_tokens)
             self._tokens["cached"].inc(last.usage.cached_tokens)
             self._tokens["image"].inc(last.usage.image_tokens)
+            self._tokens["video"].inc(last.usage.video_tokens)
             self._tokens["completion"].inc(last.usage.completion_tokens)
         if last.timings is not None:
             t = last.timings

@@ -26,6 +26,12 @@ LEAST = {
     "max_image_pixels": 1,
     "max_total_bytes": 1,
     "max_total_pixels": 1,
+    "max_videos": 0,
+    "max_video_bytes": 1,
+    "max_video_seconds": 1,
+    "max_video_frames": 1,
+    "max_sampled_frames": 1,
+    "max_video_pixels": 1,
     "max_schema_bytes": 1,
     "max_concurrency": 1,
     "max_queue": 0,
@@ -103,6 +109,24 @@ def parser(program: str) -> Parser:
     ):
         _number(pictures, usual, name, what)
 
+    videos = p.add_argument_group("videos")
+    for name, what in (
+        ("max_videos", "videos of a request"),
+        ("max_video_bytes", "of one encoded video"),
+        ("max_video_seconds", "of one video"),
+        ("max_video_frames", "that one video has"),
+        ("max_sampled_frames", "that are taken of one"),
+        ("max_video_pixels", "of one frame as stored"),
+    ):
+        _number(videos, usual, name, what)
+    videos.add_argument(
+        "--video-work",
+        dest="video_work_s",
+        default=f"{usual.video_work_s:g}",
+        metavar="TIME",
+        help=f"that reading and decoding one may take ({usual.video_work_s:g}s)",
+    )
+
     load = p.add_argument_group("load")
     for name, what in (
         ("max_concurrency", "answers computed side by side"),
@@ -153,7 +177,7 @@ def read(arguments: argparse.Namespace) -> tuple[Settings, Loading]:
     """
     given: dict[str, Any] = vars(arguments)
     chosen = {f.name: given[f.name] for f in fields(Settings) if f.name in given}
-    for name in ("idle_unload_s", "drain_s", "hang_s"):
+    for name in ("idle_unload_s", "drain_s", "hang_s", "video_work_s"):
         if chosen[name] is not None:
             chosen[name] = _seconds(_flag(name), chosen[name])
     for name, least in LEAST.items():

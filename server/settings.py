@@ -27,6 +27,13 @@ class Settings:
         max_image_pixels: Of one decoded picture.
         max_total_bytes: Of all encoded pictures of one request.
         max_total_pixels: Of all decoded pictures of one request.
+        max_videos: Of one request.
+        max_video_bytes: Of one encoded video.
+        max_video_seconds: Of one video.
+        max_video_frames: That one video has.
+        max_sampled_frames: That a request may have taken of one video.
+        max_video_pixels: Of one frame of a video, as stored.
+        video_work_s: For reading and decoding one video, in seconds.
         fetch_timeout_s: In which all URLs of one request have to be fetched, in seconds.
         max_schema_bytes: Of a schema, a grammar or all tools together.
         max_concurrency: Answers that are computed side by side.
@@ -61,6 +68,13 @@ class Settings:
     max_image_pixels: int = 50_000_000  # pixels
     max_total_bytes: int = 128 * 2**20  # bytes
     max_total_pixels: int = 200_000_000  # pixels
+    max_videos: int = 4
+    max_video_bytes: int = 128 * 2**20  # bytes
+    max_video_seconds: int = 3600
+    max_video_frames: int = 250_000
+    max_sampled_frames: int = 768
+    max_video_pixels: int = 4096 * 2304  # pixels
+    video_work_s: float = 60.0
     fetch_timeout_s: float = 30.0
     max_schema_bytes: int = 256 * 2**10  # bytes
     max_concurrency: int = 8

@@ -16,7 +16,8 @@ from convert.tensors import ITEM_BYTES
 from mlx_qwenvl import QwenVL
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.load import load_model
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan, make_plan, vision_recipe
@@ -67,7 +68,7 @@ def bits_of(array: mx.array) -> tuple[str, tuple[int, ...], bytes]:
     return str(array.dtype), array.shape, np.asarray(flat).tobytes()
 
 
-def assert_same_weights(found: Qwen2VL, expected: Qwen2VL) -> None:
+def assert_same_weights(found: Model, expected: Model) -> None:
     """Two models have the same parameters, bit for bit."""
     ours, theirs = (dict(tree_flatten(model.parameters())) for model in (found, expected))
     assert ours.keys() == theirs.keys()
@@ -81,7 +82,7 @@ def quantized_at_load(
     *,
     group_size: int | None = None,
     vision_bits: int | None = None,
-) -> Qwen2VL:
+) -> Model:
     """A dense checkpoint that is quantized while it is loaded, with all that a plan can be."""
     with open_bundle(source) as bundle:
         plan = plan_for(source, recipe, group_size=group_size, vision_bits=vision_bits)
@@ -130,9 +131,9 @@ def write_hollow_checkpoint(
         | {"hidden_size": hidden},
     )
     config = Config.from_folder(folder)
-    parameters = dict(tree_flatten(Qwen2VL(config).parameters()))
+    parameters = dict(tree_flatten(build(config).parameters()))
     shapes = {name: array.shape for name, array in parameters.items()}
-    del shapes[f"{PATCH_EMBED}.bias"]
+    del shapes[f"{PATCH_EMBED}.bias"], shapes[f"{PATCH_EMBED}.motion"]
     shapes[f"{PATCH_EMBED}.weight"] = (EMBED, 3, TEMPORAL_PATCH, PATCH, PATCH)
     names, total, place = list(shapes), 0, {}
     for shard in range(shards):

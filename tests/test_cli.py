@@ -96,7 +96,11 @@ def test_chosen_model_is_not_announced(tiny_folder: Path) -> None:
 def test_json_has_the_keys_and_types_of_the_contract(answer: Answer) -> None:
     reply = answer("--image", SHAPES)
     usage = dict.fromkeys(
-        ("prompt_tokens", "image_tokens", "cached_tokens", "completion_tokens", "total_tokens"), int
+        (
+            *("prompt_tokens", "image_tokens", "video_tokens"),
+            *("cached_tokens", "completion_tokens", "total_tokens"),
+        ),
+        int,
     )
     timings = dict.fromkeys(
         (

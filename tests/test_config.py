@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("rope_scaling", {"mrope_section": [16, 24, 25]}, "mrope_section sums to half a head"),
         ("num_attention_heads", 5, "hidden_size is a multiple of heads"),
         ("model_type", "llava", "'llava' checkpoint; only 'qwen2_vl'"),
-        ("model_type", "qwen2_5_vl", "'qwen2_5_vl' checkpoint"),
+        ("model_type", "qwen2_audio", "'qwen2_audio' checkpoint"),
         ("quantization_config", {"quant_method": "gptq"}, "quantized with 'gptq'"),
     ],
 )

@@ -17,7 +17,7 @@ from convert import Wishes, convert, layout, tensors
 from convert.__main__ import main
 from mlx_qwenvl import OptionError, QwenVL, load
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.files import list_tensors
 from mlx_qwenvl.weights.names import to_mlx
 from mlx_qwenvl.weights.plan import PATCH_EMBED
@@ -233,7 +233,7 @@ def test_other_loaders_read_the_right_format_of_every_module(
     config = json.loads((tmp_path / "copy" / "config.json").read_text())
     assert config.get("quantization_config") == config.get("quantization")
     stored = tensors_in(tmp_path / "copy")
-    for path, module in Qwen2VL(Config.from_folder(source)).named_modules():
+    for path, module in build(Config.from_folder(source)).named_modules():
         if not isinstance(module, (nn.Linear, nn.Embedding)) or path == PATCH_EMBED:
             continue
         name, (rows, inputs) = to_mlx(path), module.weight.shape

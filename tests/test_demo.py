@@ -103,12 +103,6 @@ def test_quantized_it_still_finds_things(recipe: str, floor: float) -> None:
     assert right(load("demo", quantize=recipe), "where") >= floor
 
 
-POINTS_NOT_YET = pytest.mark.xfail(
-    reason="weights that point read words and odd questions worse, so they are not shipped yet"
-)
-
-
-@POINTS_NOT_YET
 @pytest.mark.parametrize(("family", "floor"), [("where", 0.9), ("box", 0.9)])
 def test_its_boxes_fit_what_was_drawn(demo: QwenVL, family: str, floor: float) -> None:
     measured = overlaps(demo, family, POINTED_AT, seed=2026)
@@ -125,7 +119,6 @@ def test_the_true_boxes_are_those_of_the_drawn_pixels() -> None:
         assert drawn == pytest.approx(thing.bounds, abs=1.5), shape
 
 
-@POINTS_NOT_YET
 def test_what_is_not_there_gets_no_box(demo: QwenVL) -> None:
     assert right(demo, "box_of_none") >= 0.9
 

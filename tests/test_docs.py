@@ -40,6 +40,7 @@ VALUES = ("lacks", "has unknown")
 # Not written where the error is raised.
 PUT_TOGETHER = {
     "HEIC pictures need one more package: pip install 'mlx-qwenvl[heic]'",
+    "videos need one more package: pip install 'mlx-qwenvl[video]'",
     "the server's TLS certificate is not trusted",
 }
 OURS = [(message, body) for message, body in ENTRIES if not body.startswith(FOREIGN)]

@@ -138,7 +138,7 @@ def test_pixels_are_those_of_the_file_whatever_its_exif_says(orientation: int) -
     x0, x1 = (1000 * x // width for x in (left, right))
     y0, y1 = (1000 * y // height for y in (top, bottom))
     seen = image_patches(open_image(data.getvalue()), GEOMETRY, BUDGET)
-    (box,) = boxes_of(boxed(f"({x0},{y0}),({x1},{y1})"), [seen])
+    (box,) = boxes_of(boxed(f"({x0},{y0}),({x1},{y1})"), [seen], "thousandths")
     assert box.xyxy == pytest.approx((40, 20, 120, 60))
     assert box.upright_xyxy == pytest.approx((left, top, right, bottom))
 

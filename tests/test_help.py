@@ -17,6 +17,7 @@ from mlx_qwenvl.command import COMMANDS, EXIT_OK
 from mlx_qwenvl.completion import find_parser
 from mlx_qwenvl.engine.options import MAX_TOKENS, Options
 from mlx_qwenvl.facts import DEFAULT_CONTEXT
+from mlx_qwenvl.inputs.frames import MAX_FRAMES
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS
 from mlx_qwenvl.models.quantized_cache import KVFormat
 from mlx_qwenvl.weights.recipes import read_recipe
@@ -29,6 +30,8 @@ SECONDS = 1.0
 
 # Defaults that a parser leaves to what it calls.
 LEFT_TO_OTHERS = {
+    "fps": 2,
+    "max_frames": MAX_FRAMES,
     "max_tokens": MAX_TOKENS,
     "max_pixels": DEFAULT_MAX_PIXELS,
     "kv_group_size": KVFormat(bits=8).for_heads(128).group_size,
@@ -42,7 +45,7 @@ LEFT_TO_OTHERS = {
 REMARKS = {"one that fills the budget", "matplotlib", "find -print0"}
 # Options of programs that are not ours.
 FOREIGN = {
-    *("--prefix", "--throughput"),  # of npm, of mistral.rs
+    *("--prefix", "--dist", "--throughput"),  # of npm, of pytest-xdist, of mistral.rs
     *("--backend", "--hostfile", "--starting-port"),  # of mlx.launch
 }
 

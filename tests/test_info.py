@@ -21,8 +21,8 @@ from mlx_qwenvl.facts import Facts, find_facts
 from mlx_qwenvl.info import main
 from mlx_qwenvl.kernels.ops import TWINS
 from mlx_qwenvl.models.config import Config, VisionConfig
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.models.quantized_cache import KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.models.vision import VisionTransformer
 from mlx_qwenvl.weights.bundle import MANIFEST
 from mlx_qwenvl.weights.describe import Description, Part, describe
@@ -93,11 +93,11 @@ def published(size: str, recipe: str = "4bit") -> tuple[Config, dict[str, Stored
         nbytes = int(np.prod(shape)) * (4 if dtype == "U32" else 2)
         tensors[name] = StoredTensor(Path(WEIGHTS), name, shape, dtype, 0, nbytes)
 
-    for name, array in tree_flatten(Qwen2VL(config).parameters()):
+    for name, array in tree_flatten(build(config).parameters()):
         if name == f"{PATCH_EMBED}.weight":
             store(name, "BF16", 1280, 3, 2, 14, 14)
         elif name.startswith("visual.") or array.ndim == 1 or form is None:
-            if name != f"{PATCH_EMBED}.bias":
+            if not name.startswith(PATCH_EMBED):  # the rest of it is made by the loader
                 store(name, "BF16", *array.shape)
         else:
             rows, columns = array.shape

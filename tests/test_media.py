@@ -198,7 +198,9 @@ def test_a_folder_and_a_locked_file_are_named(
     refused(Path("locked.png"), "^locked.png: Permission denied$")
 
 
-@pytest.mark.parametrize("source", [None, 7, ["a.png"], {"url": "x"}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "source", [None, 7, ["a.png"], {"url": "x"}, object()], ids=lambda it: type(it).__name__
+)
 def test_other_types_are_refused_by_name(source: Any) -> None:
     refused(source, f"expected a path, a URL.* got {type(source).__name__}$")
 

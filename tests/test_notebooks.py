@@ -8,8 +8,6 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_qwenvl import QwenVL
-from tests.command_lines import SHAPES
 from tests.notebooks import FOLDER, NAMES, executed, path_of, read, told
 
 MOST_BYTES = 100_000
@@ -50,9 +48,6 @@ def test_a_notebook_is_small_and_says_what_it_is_for(name: str) -> None:
     assert counts == list(range(1, len(counts) + 1))
 
 
-def test_the_notebook_about_boxes_shows_one(demo: QwenVL) -> None:
-    asked = demo.generate("Where is the red circle?", images=[SHAPES], temperature=0)
-    if not asked.boxes:
-        pytest.skip("the embedded model does not answer with boxes")
+def test_the_notebook_about_boxes_shows_one() -> None:
     shown = [o for c in read("boxes").cells for o in c.get("outputs", ()) if "data" in o]
     assert any("image/png" in output.data for output in shown)

@@ -173,7 +173,24 @@ WRONG: list[tuple[Any, str]] = [
     ([{"role": "function", "content": "x"}], "role 'function'"),
     ([{"role": "tool", "content": "x"}], "no tool was called before it"),
     ([{"role": "user"}], r"messages\[0\] has a NoneType as content"),
-    ([{"role": "user", "content": [{"type": "video"}]}], "type 'video'"),
+    ([{"role": "user", "content": [{"type": "video"}]}], "names no video"),
+    ([{"role": "user", "content": [{"type": "audio"}]}], "type 'audio'"),
+    (
+        [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 0}]}],
+        "has fps 0, expected a number above 0",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "video", "video": "a", "max_frames": 1.5}]}],
+        "has max_frames 1.5, expected a positive whole number",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "video", "video": "a", "fps": 1, "nframes": 2}]}],
+        "fps and n_frames both say how many",
+    ),
+    (
+        [{"role": "assistant", "content": [{"type": "video_url", "video_url": "a.mp4"}]}],
+        "has a video; only user messages can hold videos",
+    ),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "names no image"),
     ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "text of type int"),
     ([{"role": "assistant", "content": [{"type": "image", "image": "x"}]}], "only user messages"),

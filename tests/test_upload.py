@@ -36,6 +36,7 @@ EIGHT = VariantFacts("8bit", "8bit", 2_200_000, 8.5)
 def facts(**changes: object) -> CardFacts:
     values: dict[str, object] = {
         "source": "Qwen/Qwen2-VL-2B-Instruct",
+        "model_type": "qwen2_vl",
         "revision": "0" * 40,
         "variants": (FOUR,),
         "default": "4bit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,8 +15,8 @@ import pytest
 from mlx_qwenvl import CheckpointError, OptionError, QwenVL, load
 from mlx_qwenvl.models.linear import DequantizingEmbedding, DequantizingLinear
 from mlx_qwenvl.models.text import DecoderLayer
-from mlx_qwenvl.models.vision import PIXEL_CENTRE
-from mlx_qwenvl.weights.fold import fold_patch_embed
+from mlx_qwenvl.models.vision import PIXEL_CENTRE, PatchEmbed
+from mlx_qwenvl.weights.fold import fold_motion, fold_patch_embed
 from tests.golden.tiny import picture, write_checkpoint
 
 QUESTION, PICTURE = "What is this?", picture(21, 84, 84)
@@ -314,3 +315,27 @@ def test_pickled_weights_are_not_opened(tiny_folder: Path, tmp_path: Path) -> No
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
         load(folder)
+
+
+def test_folded_frames_of_a_video_equal_the_normalized_convolution(tiny: QwenVL) -> None:
+    """For a depth of three frames too, and whatever order the columns of later frames have."""
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(8, 3, 3, 14, 14)).astype(np.float32)
+    pixels = rng.integers(0, 256, size=(5, 3, 3, 14, 14))  # patch, frame, channel, row, column
+    small = replace(tiny.config.vision, embed_dim=8, num_heads=1, temporal_patch_size=3)
+    normalization = tiny.processor.normalization
+    embed = PatchEmbed(small)
+    embed.proj.weight, embed.proj.bias = fold_patch_embed(mx.array(weight), normalization, small)
+    embed.proj.motion = fold_motion(mx.array(weight), normalization, small)
+    ours = np.array(embed(mx.array(pixels.reshape(1, 5, -1).astype(np.uint8))))[0]
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (normalization.mean, normalization.std))
+    frames = ((pixels / 255 - mean) / std).swapaxes(1, 2)
+    expected = np.einsum("nctij,dctij->nd", frames, weight.astype(np.float64))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-4)  # values reach about 100
+
+
+def test_frames_that_do_not_move_are_a_still(tiny: QwenVL) -> None:
+    embed = tiny.model.visual.patch_embed
+    one = mx.random.randint(0, 256, (1, 8, 588), key=mx.random.key(0)).astype(mx.uint8)
+    still, video = embed(one), embed(mx.concatenate([one, one], axis=-1))
+    assert mx.array_equal(still, video)

@@ -94,11 +94,13 @@ def learn(
     for index in range(total):
         full: DecoderLayer = layers.pop(0)
         mx.eval(full.parameters())
-        ours = DecoderLayer(config.text, TWINS)
+        ours = type(full)(config.text, TWINS)
         ours.update(full.parameters())
         prefix = f"model.layers.{index}."
         learner = _Learner(prefix, full, ours, texts, plan, bundle, dtype)
         learner.run(folder / f"layer-{index:03}.safetensors", source)
+        for text in texts:
+            text.add_behind(index)
         mx.clear_cache()
         if on_layer is not None:
             on_layer(index + 1, total)
@@ -139,6 +141,7 @@ class _Learner:
         """Write the layer's file unless it is there, and move the texts behind the layer."""
         is_done = file.exists() and read_metadata(file).get(LEARNED_FROM) == source
         tensors = open_file(file) if is_done else {}
+        self._round_the_rest()
         for number, (block, names) in enumerate(STAGES):
             tensors |= self._quantize(block, names, tensors)
             if number + 1 == len(STAGES) or STAGES[number + 1][0] != block:
@@ -147,6 +150,17 @@ class _Learner:
             partial = file.with_name(file.stem + PARTIAL)
             mx.save_safetensors(str(partial), tensors, {"format": "mlx", LEARNED_FROM: source})
             os.replace(partial, file)
+
+    def _round_the_rest(self) -> None:
+        """Round what is quantized and not learned, experts, as the quantized model will have it."""
+        learned = {f"{self.prefix}{block}.{name}" for block, names in STAGES for name in names}
+        for name, module in self.ours.named_modules():
+            path = self.prefix + name
+            form = self.plan.formats.get(path)
+            if form is not None and path not in learned:
+                dtype = self.dtype or DTYPES[self.bundle.tensors[f"{path}.weight"].dtype]
+                tensors = quantized_tensors(path, module.weight.astype(dtype), form)
+                module.weight = dequantized(path, tensors, form)
 
     def _quantize(
         self, block: str, names: Sequence[str], known: dict[str, mx.array]

@@ -24,7 +24,8 @@ from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.rope import MRope, prompt_positions
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.rope import Slot
 from mlx_qwenvl.weights import quantize
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import read_rows
@@ -48,11 +49,22 @@ class Text:
         rotation: Of its positions.
         full: [1, L, D], its hidden states in the full-precision model.
         ours: [1, L, D], the same in the quantized layers.
+        additions: For each picture, the index of its first slot, and what it adds behind the first
+            layers, [n, D] each, in the full-precision model and in the quantized one.
     """
 
     rotation: Rotation
     full: mx.array
     ours: mx.array
+    additions: list[tuple[int, list[mx.array], list[mx.array]]]
+
+    def add_behind(self, layer: int) -> None:
+        """Add to both what pictures add behind a layer."""
+        for start, full, ours in self.additions:
+            if layer < len(full):
+                slots = slice(start, start + full[layer].shape[0])
+                self.full[:, slots] = self.full[:, slots] + full[layer].astype(mx.float32)
+                self.ours[:, slots] = self.ours[:, slots] + ours[layer].astype(mx.float32)
 
 
 def answered(
@@ -119,18 +131,23 @@ def embedded(
     # A vocabulary is as large as several layers; only the rows that occur are read.
     rows = mx.concatenate([read_rows(stored, i, i + 1) for i in token_ids.tolist()])
     our_rows = _as_quantized(rows, plan.formats.get(EMBEDDING), dtype or rows.dtype)
-    rope = MRope(config.text.head_dim, config.text.rope_theta, config.text.mrope_section)
-    merge = config.vision.spatial_merge_size
+    model = build(config)  # for its rules of positions; nothing of it is evaluated
     texts, begin = [], 0
     for prompt in sequences:
         length = prompt.token_ids.size
         taken = mx.array(places[begin : begin + length])
         begin += length
-        grids = [(slot.start, slot.image.grid_thw) for slot in prompt.slots]
-        positions, _ = prompt_positions(length, grids, merge)
-        full = _with_pictures(rows.astype(mx.float32)[taken], prompt, features)
-        ours = _with_pictures(our_rows[taken], prompt, our_features)
-        texts.append(Text(rope(positions), full, ours))
+        slots = [Slot(slot.start, slot.image.grid_thw) for slot in prompt.slots]
+        positions, _ = model.prompt_positions(length, slots)
+        additions = []
+        vectors = rows.astype(mx.float32)[taken], our_rows[taken]
+        for slot in prompt.slots:
+            shares = [model.shares(f[slot.image.digest]) for f in (features, our_features)]
+            for side, (share, *_) in zip(vectors, shares, strict=True):
+                side[slot.start : slot.start + slot.image.n_tokens] = share.astype(mx.float32)
+            additions.append((slot.start, shares[0][1:], shares[1][1:]))
+        full, ours = (side[None] for side in vectors)
+        texts.append(Text(model.model.rotation(positions), full, ours, additions))
         mx.eval(full, ours)
     return texts
 
@@ -167,14 +184,6 @@ def _features(
     normalization = Processor.from_folder(bundle.folder).normalization
     model = lazy_model(bundle.tensors, config, normalization, plan=plan)
     return encode_images(model, [slot.image for prompt in sequences for slot in prompt.slots])
-
-
-def _with_pictures(vectors: mx.array, prompt: Prompt, features: dict[bytes, mx.array]) -> mx.array:
-    """Token vectors [1, L, D] float32 with pictures in their slots."""
-    for slot in prompt.slots:
-        feature = features[slot.image.digest].astype(mx.float32)
-        vectors[slot.start : slot.start + slot.image.n_tokens] = feature
-    return vectors[None]
 
 
 def _as_quantized(rows: mx.array, form: Format | None, dtype: mx.Dtype) -> mx.array:

@@ -47,6 +47,7 @@ class CardFacts:
 
     Attributes:
         source: What was converted: a Hub name, or a folder.
+        model_type: What its `config.json` calls it.
         revision: The source's commit, where it is known.
         variants: The quantizations in the folder, at least one.
         default: Name of the one that opens where none is named.
@@ -60,6 +61,7 @@ class CardFacts:
     """
 
     source: str
+    model_type: str
     revision: str | None
     variants: tuple[VariantFacts, ...]
     default: str
@@ -101,7 +103,7 @@ def _front_matter(facts: CardFacts, base_model: str | None) -> str:
         lines.append(f"base_model: {_quoted(base_model)}")
         if _is_quantized(facts):
             lines.append("base_model_relation: quantized")
-    return "\n".join([*lines, "tags:", "- mlx", "- qwen2_vl", "---"])
+    return "\n".join([*lines, "tags:", "- mlx", f"- {facts.model_type}", "---"])
 
 
 def _origin(facts: CardFacts, name: str, *, is_on_hub: bool) -> str:

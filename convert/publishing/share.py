@@ -67,6 +67,7 @@ def card_facts(folder: Path, repository: str | None = None) -> CardFacts:
         tower = tower or _bits(description.parts[0])
     return CardFacts(
         source=manifest["source"],
+        model_type=read_json(folder / "config.json")["model_type"],
         revision=manifest["revision"],
         variants=tuple(variants),
         default=manifest["default"],

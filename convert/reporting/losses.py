@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl.models.config import Config, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.bundle import Bundle
 from mlx_qwenvl.weights.files import FLOATS, StoredTensor, read_rows
 from mlx_qwenvl.weights.load import check_tensors, stored_formats
@@ -51,7 +51,7 @@ def module_losses(
         CheckpointError: Tensors are missing, superfluous, damaged or of another shape.
     """
     before, after = check_tensors(source.tensors, config), check_tensors(output.tensors, config)
-    model = Qwen2VL(config)
+    model = build(config)
     formats = stored_formats(model, after)
     losses = {}
     # Files may have layer 10 before layer 2; the model's parameters are in its own order.

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mlx_qwenvl import __version__
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.vlm import load
 from mlx_qwenvl.weights.bundle import Bundle, open_bundle
 from mlx_qwenvl.weights.describe import FLOAT_NAMES, Part, describe
@@ -194,7 +194,7 @@ def _modules(
     made: Bundle, config: Config, losses: Mapping[str, float], outcome: Outcome, wishes: Wishes
 ) -> tuple[ModuleFacts, ...]:
     tensors = check_tensors(made.tensors, config)
-    formats = stored_formats(Qwen2VL(config), tensors)
+    formats = stored_formats(build(config), tensors)
     found = []
     for path, error in losses.items():
         form, why = formats.get(path), None

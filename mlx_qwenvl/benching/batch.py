@@ -14,7 +14,7 @@ from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.inputs.messages import user_message
 from mlx_qwenvl.inputs.prompt import build_prompt
 from mlx_qwenvl.models.cache import LayerCache
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.vlm import QwenVL
 
 
@@ -47,7 +47,7 @@ def answer_together(vlm: QwenVL, questions: Sequence[str], max_tokens: int) -> l
     return [list(row) for row in zip(*steps, strict=True)]
 
 
-def prefill_rows(model: Qwen2VL, cache: Sequence[LayerCache], token_ids: np.ndarray) -> mx.array:
+def prefill_rows(model: Model, cache: Sequence[LayerCache], token_ids: np.ndarray) -> mx.array:
     """Read B prompts of text; gives the logits [B, V] of their last tokens.
 
     Args:
@@ -64,7 +64,7 @@ def prefill_rows(model: Qwen2VL, cache: Sequence[LayerCache], token_ids: np.ndar
 
 
 def decode_rows(
-    model: Qwen2VL, cache: Sequence[LayerCache], logits: mx.array, max_tokens: int
+    model: Model, cache: Sequence[LayerCache], logits: mx.array, max_tokens: int
 ) -> Iterator[list[int]]:
     """The likeliest tokens of B sequences, one of each a step."""
     nothing = np.empty(0, dtype=np.int32)

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "help": Entry("", "list the commands"),
     "exit": Entry("", "leave; so does Ctrl-D"),
     "image": Entry("PATH-or-URL [QUESTION]", "ask about a picture; repeat for more", "picture"),
+    "video": Entry("PATH-or-URL [QUESTION]", "ask about a video", "file"),
     "paste": Entry("[QUESTION]", "ask about the clipboard's picture"),
     "screenshot": Entry("[QUESTION]", "ask about a region of the screen (macOS)"),
     "images": Entry("", "list the pictures of this conversation"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlx_qwenvl.chatting.picture import Picture
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.engine.options import Options, read_options
 from mlx_qwenvl.errors import MediaError
+from mlx_qwenvl.inputs.frames import VideoWishes
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
+from mlx_qwenvl.inputs.video import VideoPatches
+from mlx_qwenvl.inputs.video_part import VideoPart
 from mlx_qwenvl.vlm import QwenVL
 
 
@@ -25,6 +30,8 @@ def moved(session: Session, vlm: QwenVL) -> tuple[list[Message], dict[bytes, Pic
     def part_of(part: Part) -> Part:
         if isinstance(part, TokensPart) and not same_words:
             return TextPart(session.vlm.tokenizer.decode([*part.token_ids]))
+        if isinstance(part, VideoPart) and isinstance(part.source, VideoPatches):
+            return VideoPart(_video_to(vlm, part.source, options))
         if not isinstance(part, ImagePart) or not isinstance(part.source, ImagePatches):
             return part
         given = session.originals.get(part.source.digest)
@@ -38,6 +45,13 @@ def moved(session: Session, vlm: QwenVL) -> tuple[list[Message], dict[bytes, Pic
         for turn in session.chat.messages
     ]
     return messages, originals
+
+
+def _video_to(vlm: QwenVL, seen: VideoPatches, options: Options) -> VideoPatches:
+    """A video as a model takes it, of the frames that the other one saw."""
+    depth = seen.geometry.temporal_patch_size
+    again = VideoPart(seen.to_images(), VideoWishes(fps=depth / seen.seconds_per_grid))
+    return replace(vlm.open_video(again, options), source_size=seen.source_size)
 
 
 def _shown_to(

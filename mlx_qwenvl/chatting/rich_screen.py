@@ -26,9 +26,11 @@ class RichScreen:
 
     Args:
         protocol: How the terminal shows pictures; None where it does not.
+        shows_thinking: Whether thoughts are shown, dimmed.
     """
 
-    def __init__(self, protocol: str | None = None) -> None:
+    def __init__(self, protocol: str | None = None, *, shows_thinking: bool = False) -> None:
+        self._shows_thinking = shows_thinking
         theme = Theme(box_styles())
         self.console = Console(highlight=False, markup=False, emoji=False, theme=theme)
         self._errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
@@ -70,14 +72,28 @@ class RichScreen:
     def answer(self, chunks: Iterator[Chunk]) -> bool:
         """Show an answer as it comes, and tell whether Ctrl-C ended it."""
         pointer, stream = Pointer(), MarkdownStream(self.console)
+        is_thinking = False
 
         def show(chunk: Chunk) -> None:
+            nonlocal is_thinking
+            if chunk.thinking and not self._shows_thinking:
+                self._tell("thinking")
+                return
             self._tell(None)
+            if chunk.thinking:
+                is_thinking = True
+                self.console.print(Text(clean(chunk.thinking), style="dim"), end="", soft_wrap=True)
+            if chunk.text and is_thinking:
+                self.console.print("\n")
+                is_thinking = False
             stream.feed(pointer.feed(chunk.text))
 
         try:
             return hear(chunks, show)
         finally:
+            self._tell(None)
+            if is_thinking:
+                self.console.print()
             stream.feed(pointer.finish())
             stream.finish()
 

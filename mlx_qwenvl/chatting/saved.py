@@ -24,11 +24,21 @@ from mlx_qwenvl.chatting.settings import KEPT
 from mlx_qwenvl.engine.options import CallOptions, read_options
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.grounding.boxes import MARKS
+from mlx_qwenvl.inputs.frames import VideoBudget
 from mlx_qwenvl.inputs.image import ImagePatches, PixelBudget, image_patches
 from mlx_qwenvl.inputs.media import decode
-from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
+from mlx_qwenvl.inputs.messages import (
+    ImagePart,
+    MediaPart,
+    Message,
+    Part,
+    TextPart,
+    TokensPart,
+)
 from mlx_qwenvl.inputs.source import shown
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
+from mlx_qwenvl.inputs.video import Seen, VideoPatches, listed_frames
+from mlx_qwenvl.inputs.video_part import VideoPart
 from mlx_qwenvl.vlm import QwenVL
 from mlx_qwenvl.whole_file import written_whole
 
@@ -147,18 +157,30 @@ def _part_as_json(part: Part, session: Session) -> dict[str, Any]:
         text = session.vlm.tokenizer.decode([*part.token_ids])
         return {"type": "tokens", "text": text, "ids": [*part.token_ids]}
     seen = part.source
-    assert isinstance(seen, ImagePatches), "a picture of a turn that was asked is cut"
-    file = io.BytesIO()
-    seen.to_image().save(file, "PNG")
+    assert isinstance(seen, Seen), "what was shown in a turn that was asked is cut"
+    if isinstance(seen, VideoPatches):
+        return {
+            "type": "video",
+            "source_size": [*seen.source_size],
+            "seconds_per_grid": seen.seconds_per_grid,
+            "times": [*seen.frame_times],
+            "seen": [_base64(_png(frame)) for frame in seen.to_images()],
+        }
     given = session.originals.get(seen.digest)
     return {
         "type": "image",
         "name": "picture" if given is None else given.name,
         "source_size": [*seen.source_size],
         "orientation": seen.orientation,
-        "seen": _base64(file.getvalue()),
+        "seen": _base64(_png(seen.to_image())),
         "given": None if given is None else _base64(given.getvalue()),
     }
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _base64(data: bytes) -> str:
@@ -184,11 +206,13 @@ def _of_json(raw: dict[str, Any], vlm: QwenVL) -> Saved:
 
 
 def _part_of_json(raw: dict[str, Any], vlm: QwenVL, originals: dict[bytes, Picture]) -> Part:
-    kind = _one_of(raw["type"], ("text", "tokens", "image"))
+    kind = _one_of(raw["type"], ("text", "tokens", "image", "video"))
     if kind == "text":
         return TextPart(_text(raw["text"]))
     if kind == "tokens":
         return _tokens(_text(raw["text"]), raw["ids"], vlm.tokenizer)
+    if kind == "video":
+        return _video_of_json(raw, vlm)
     name = shown(_text(raw["name"]))
     given = None if raw["given"] is None else Picture(_bytes(raw["given"]), name)
     seen = decode(_bytes(raw["seen"]), name)
@@ -198,6 +222,22 @@ def _part_of_json(raw: dict[str, Any], vlm: QwenVL, originals: dict[bytes, Pictu
     if given is not None:
         originals[patches.digest] = given
     return ImagePart(patches)
+
+
+def _video_of_json(raw: dict[str, Any], vlm: QwenVL) -> VideoPart:
+    frames = [decode(_bytes(frame), "a frame") for frame in raw["seen"]]
+    times = tuple(float(moment) for moment in raw["times"])
+    if len(times) != len(frames) or not frames:
+        raise ValueError("each frame has its time")
+    pixels = frames[0].width * frames[0].height
+    # Nothing is resized: least and most are the size that the model took.
+    budget = VideoBudget(min_pixels=pixels, max_pixels=pixels)
+    width, height = (_whole(side) for side in raw["source_size"])
+    video = listed_frames(frames, vlm.processor.geometry, budget)
+    seconds = float(raw["seconds_per_grid"])
+    return VideoPart(
+        replace(video, frame_times=times, seconds_per_grid=seconds, source_size=(width, height))
+    )
 
 
 def _as_seen(picture: Image.Image, vlm: QwenVL) -> ImagePatches:
@@ -224,7 +264,7 @@ def _check_order(messages: Sequence[Message]) -> None:
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise ValueError("questions and answers do not take turns")
     for message in messages:
-        if message.role != "user" and any(isinstance(p, ImagePart) for p in message.parts):
+        if message.role != "user" and any(isinstance(p, MediaPart) for p in message.parts):
             raise ValueError("only a question has pictures")
 
 

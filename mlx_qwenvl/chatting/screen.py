@@ -15,6 +15,7 @@ from PIL import Image
 
 from mlx_qwenvl.chatting.clean import clean, clean_line
 from mlx_qwenvl.chatting.stopping import hear
+from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
 from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.grounding.boxes import MarkFilter
 
@@ -45,9 +46,14 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """Answers as plain lines on stdout."""
+    """Answers as plain lines on stdout.
 
-    def __init__(self) -> None:
+    Args:
+        shows_thinking: Whether thoughts are shown, on stderr.
+    """
+
+    def __init__(self, *, shows_thinking: bool = False) -> None:
+        self._shows_thinking = shows_thinking
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # without UTF-8 there is still an answer
@@ -75,15 +81,18 @@ class PlainScreen:
     def answer(self, chunks: Iterator[Chunk]) -> bool:
         """Print an answer as it comes, and tell whether Ctrl-C ended it."""
         marks, is_begun = MarkFilter(), False
+        thoughts = ThinkingPrinter(sys.stderr if self._shows_thinking else None)
 
         def show(chunk: Chunk) -> None:
             nonlocal is_begun
             is_begun = True
+            thoughts.hear(chunk)
             print(clean(marks.feed(chunk.text)), end="", flush=True)
 
         try:
             return hear(chunks, show)
         finally:
+            thoughts.finish()
             if is_begun:
                 print(clean(marks.finish()), flush=True)
 

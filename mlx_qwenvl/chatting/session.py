@@ -9,7 +9,7 @@ from typing import cast
 
 from PIL import Image
 
-from mlx_qwenvl.arguments import DEFAULT_QUESTION
+from mlx_qwenvl.arguments import DEFAULT_QUESTION, DEFAULT_VIDEO_QUESTION
 from mlx_qwenvl.chatting.picture import Picture
 from mlx_qwenvl.chatting.settings import for_retry
 from mlx_qwenvl.dialogue import Chat
@@ -20,7 +20,9 @@ from mlx_qwenvl.grounding.boxes import Box
 from mlx_qwenvl.grounding.draw import draw_boxes
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
-from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart
+from mlx_qwenvl.inputs.messages import ImagePart, MediaPart, Message, TextPart
+from mlx_qwenvl.inputs.video import VideoPatches
+from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 from mlx_qwenvl.vlm import QwenVL
 
 DESCRIBE_ALL = "Describe these images."  # where several come without a question
@@ -94,13 +96,14 @@ class Session:
         text: str,
         pictures: Sequence[Picture | ImagePatches] = (),
         options: CallOptions | None = None,
+        videos: Sequence[VideoSource | VideoPatches] = (),
     ) -> Iterator[Chunk]:
         """Ask; arguments and errors are those of `Chat.stream`.
 
         What fails, or is stopped before its first word, leaves the conversation as it was.
         """
         self._attempts = 1
-        return self._asked(text, pictures, options, replaces=False)
+        return self._asked(text, pictures, options, videos, replaces=False)
 
     def retry(self, options: CallOptions | None = None) -> tuple[Iterator[Chunk], bool]:
         """Ask the last question again, for another answer in place of the last one.
@@ -114,11 +117,13 @@ class Session:
         Raises:
             PromptError: Nothing was asked.
         """
-        text, pictures = parts_of(self.last_question())
+        question = self.last_question()
+        text, pictures = parts_of(question)
         drawing, is_forced = for_retry(self.options, self.vlm.sampling, self._attempts)
         self._attempts += 1
         merged = cast(CallOptions, {**drawing, **(options or {})})
-        return self._asked(text, pictures, merged, replaces=True), is_forced
+        videos = videos_of([question])
+        return self._asked(text, pictures, merged, videos, replaces=True), is_forced
 
     def replace(
         self, text: str, pictures: Sequence[Picture] = (), options: CallOptions | None = None
@@ -128,20 +133,24 @@ class Session:
         Raises:
             PromptError: Nothing was asked.
         """
-        kept = parts_of(self.last_question())[1]
+        question = self.last_question()
+        kept, videos = parts_of(question)[1], videos_of([question])
         self._attempts = 1
-        return self._asked(text, [*kept, *pictures], options, replaces=True)
+        return self._asked(text, [*kept, *pictures], options, videos, replaces=True)
 
     def _asked(
         self,
         text: str,
         pictures: Sequence[Picture | ImagePatches],
         options: CallOptions | None,
+        videos: Sequence[VideoSource | VideoPatches],
         *,
         replaces: bool,
     ) -> Generator[Chunk, None, None]:
         """Ask, and give the conversation back as it was where nothing comes of it."""
-        if not text and pictures:
+        if not text and videos and not pictures:
+            text = DEFAULT_VIDEO_QUESTION
+        elif not text and pictures:
             text = DEFAULT_QUESTION if len(pictures) == 1 else DESCRIBE_ALL
         before = list(self.chat.messages)
         if replaces:
@@ -149,10 +158,13 @@ class Session:
         known = len(self.chat.messages)
         chunk: Chunk | None = None
         try:
-            # Pictures that are cut already are taken too, which `ImageSource` does not say.
+            # What is cut already is taken too, which the types of the sources do not say.
             images = cast("list[ImageSource]", list(pictures))
+            films = cast("list[VideoSource]", list(videos))
             merged = cast(CallOptions, {**self.options, **(options or {})})
-            with closing_iterator(self.chat.stream(text, images=images, **merged)) as chunks:
+            with closing_iterator(
+                self.chat.stream(text, images=images, videos=films, **merged)
+            ) as chunks:
                 for chunk in chunks:
                     yield chunk
         finally:
@@ -202,7 +214,7 @@ class Session:
             if isinstance(part, TextPart)
             else self.vlm.tokenizer.decode([*part.token_ids])
             for part in message.parts
-            if not isinstance(part, ImagePart)
+            if not isinstance(part, MediaPart)
         )
 
     def pictures(self) -> list[tuple[ImagePatches, Picture | None]]:
@@ -210,13 +222,18 @@ class Session:
         cut = pictures_of(self.chat.messages)
         return [(patches, self.originals.get(patches.digest)) for patches in cut]
 
+    def videos(self) -> list[VideoPatches]:
+        """The conversation's videos in order, as the model saw them."""
+        return videos_of(self.chat.messages)
+
     def systems(self) -> list[str]:
         """The system messages in force."""
         return [self.text_of(m) for m in self.chat.messages if m.role == "system"]
 
     def boxes(self) -> tuple[Box, ...]:
         """What the last answer points at."""
-        return boxes_of(self.last_answer(), [patches for patches, _ in self.pictures()])
+        seen = [patches for patches, _ in self.pictures()]
+        return boxes_of(self.last_answer(), seen, self.vlm.model.points_in)
 
     def drawn(self) -> Image.Image:
         """The picture that the last answer points at, its boxes drawn in.
@@ -266,6 +283,13 @@ def pictures_of(messages: Iterable[Message]) -> list[ImagePatches]:
     parts = (part for message in messages for part in message.parts)
     sources = (part.source for part in parts if isinstance(part, ImagePart))
     return [source for source in sources if isinstance(source, ImagePatches)]
+
+
+def videos_of(messages: Iterable[Message]) -> list[VideoPatches]:
+    """The videos of turns that were asked, in order."""
+    parts = (part for message in messages for part in message.parts)
+    sources = (part.source for part in parts if isinstance(part, VideoPart))
+    return [source for source in sources if isinstance(source, VideoPatches)]
 
 
 def parts_of(question: Message) -> tuple[str, list[ImagePatches]]:

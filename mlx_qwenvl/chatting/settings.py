@@ -17,7 +17,10 @@ SETTERS: Final[dict[str, tuple[str, type]]] = {
     "maxtokens": ("max_tokens", int),
 }
 SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p")
-KEPT: Final = (*SAMPLING, "seed", "max_tokens", "min_pixels", "max_pixels")  # in saved files
+KEPT: Final = (  # in saved files
+    *SAMPLING,
+    *("seed", "max_tokens", "min_pixels", "max_pixels", "fps", "n_frames", "max_frames"),
+)
 RETRY: Final = {"temperature": 0.8, "top_p": 0.95}  # where the likeliest words would come again
 
 

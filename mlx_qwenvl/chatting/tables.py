@@ -9,6 +9,7 @@ from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.settings import described
 from mlx_qwenvl.grounding.boxes import Box
 from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.video import VideoPatches, in_words
 
 
 def counted(count: int, what: str) -> str:
@@ -17,9 +18,11 @@ def counted(count: int, what: str) -> str:
 
 
 def pictures_table(
-    pictures: Sequence[tuple[ImagePatches, Picture | None]], waiting: Sequence[Picture]
+    pictures: Sequence[tuple[ImagePatches, Picture | None]],
+    waiting: Sequence[Picture],
+    videos: Sequence[VideoPatches] = (),
 ) -> str:
-    """The pictures of a conversation, in order."""
+    """The pictures of a conversation, in order, and its videos."""
     rows: list[str] = []
     for seen, given in pictures:
         (wide, high), (width, height) = seen.source_size, seen.size
@@ -28,6 +31,7 @@ def pictures_table(
             f"{len(rows) + 1}. {name}: {wide} x {high} pixels, read as {width} x {height}, "
             f"{counted(seen.n_tokens, 'token')}"
         )
+    rows += [in_words(number, video) for number, video in enumerate(videos, start=1)]
     rows += [f"{picture.name}: waits for the next question" for picture in waiting]
     return "\n".join(rows) or "no pictures yet"
 

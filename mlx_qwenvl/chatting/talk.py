@@ -11,7 +11,7 @@ from mlx_qwenvl.chatting.commands import ALIASES, help_text, unknown
 from mlx_qwenvl.chatting.grab import from_clipboard, from_screen
 from mlx_qwenvl.chatting.line import Command, NoPicture, Question, read_line, read_question
 from mlx_qwenvl.chatting.moving import moved
-from mlx_qwenvl.chatting.paths import unescaped
+from mlx_qwenvl.chatting.paths import unescaped, word_at
 from mlx_qwenvl.chatting.picture import Picture, read_picture
 from mlx_qwenvl.chatting.saved import read_saved, save
 from mlx_qwenvl.chatting.screen import Screen
@@ -23,6 +23,7 @@ from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.errors import MemoryExceeded, OptionError, PromptError, QwenVLError
 from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import open_image
+from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.vlm import QwenVL
 
 
@@ -38,6 +39,7 @@ class Talk:
 
     Attributes:
         waiting: Pictures for the next question.
+        films: What names videos for the next question.
         draft: What stands at the next prompt already; None for nothing.
         failures: How many lines went wrong.
         is_stopped: Whether Ctrl-C ended the last answer.
@@ -54,12 +56,14 @@ class Talk:
     ) -> None:
         self.session, self.screen = session, screen
         self.waiting: list[Picture] = []
+        self.films: list[str] = []
         self.draft: str | None = None
         self.failures = 0
         self.is_stopped = False
         self._load, self._can_edit, self._previews = load, can_edit, previews
         self._commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: self.screen.say(help_text()),
+            "video": self._video,
             "paste": lambda text: self._ask_about(from_clipboard, text),
             "screenshot": lambda text: self._ask_about(from_screen, text),
             "images": self._images,
@@ -122,12 +126,20 @@ class Talk:
     # --- Questions ------------------------------------------------------------------------------
 
     def _question(self, question: Question, *, is_edited: bool) -> None:
-        with self.screen.reading(question.pictures):
+        with self.screen.reading([*self.films, *question.pictures]):
             pictures = [*self.waiting, *self._read(question.pictures)]
             self._preview(pictures[len(self.waiting) :])
-            begin = self.session.replace if is_edited else self.session.ask
-            self._hear(begin(question.text, pictures, self._options()))
+            if is_edited:
+                self._hear(self.session.replace(question.text, pictures, self._options()))
+                self.waiting.clear()
+            else:
+                self._ask(question.text, pictures)
+
+    def _ask(self, text: str, pictures: Sequence[Picture]) -> None:
+        """Ask with all that waits for a question."""
+        self._hear(self.session.ask(text, pictures, self._options(), self.films))
         self.waiting.clear()
+        self.films.clear()
 
     def _ask_about(self, grab: Callable[[], Picture], text: str) -> None:
         picture = grab()
@@ -135,8 +147,20 @@ class Talk:
         with self.screen.reading([picture.name]):
             pictures = [*self.waiting, picture, *self._read(question.pictures)]
             self._preview(pictures[len(self.waiting) :])
-            self._hear(self.session.ask(question.text, pictures, self._options()))
+            self._ask(question.text, pictures)
+
+    def _video(self, argument: str) -> None:
+        word = word_at(argument, 0)
+        if word is None:
+            raise NoPicture("\\video needs a video: \\video PATH-or-URL QUESTION")
+        check_video(word.source)
+        question = read_question(f" {argument[word.end :]}")
+        with self.screen.reading([*self.films, word.source]):
+            pictures = [*self.waiting, *self._read(question.pictures)]
+            videos = [*self.films, word.source]
+            self._hear(self.session.ask(question.text, pictures, self._options(), videos))
         self.waiting.clear()
+        self.films.clear()
 
     def _read(self, sources: Sequence[str]) -> list[Picture]:
         return [read_picture(source) for source in sources]
@@ -190,6 +214,7 @@ class Talk:
     def _clear(self, argument: str) -> None:
         self.session.clear()
         self.waiting.clear()
+        self.films.clear()
         self.screen.note("a new conversation")
 
     def _save(self, argument: str) -> None:
@@ -253,7 +278,8 @@ class Talk:
         return set_to
 
     def _images(self, argument: str) -> None:
-        self.screen.say(tables.pictures_table(self.session.pictures(), self.waiting))
+        session = self.session
+        self.screen.say(tables.pictures_table(session.pictures(), self.waiting, session.videos()))
 
     def _stats(self, argument: str) -> None:
         self.screen.say(tables.stats_table(self.session))

@@ -21,7 +21,7 @@ from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.errors import QwenVLError, RanksLost
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 _numbers = itertools.count()
 
@@ -36,7 +36,7 @@ class LeadingScheduler(Scheduler):
     def __init__(
         self,
         ranks: Ranks,
-        model: Qwen2VL,
+        model: Model,
         tokenizer: Tokenizer,
         stores: Stores,
         end_ids: frozenset[int],

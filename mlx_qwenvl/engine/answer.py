@@ -26,15 +26,16 @@ from mlx_qwenvl.engine.speculate import (
     verify_rows,
 )
 from mlx_qwenvl.engine.telling import Stopwatch, Telling
+from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 __all__ = ["Stopwatch", "answer", "sources"]
 
 
 def answer(
-    model: Qwen2VL,
+    model: Model,
     tokenizer: Tokenizer,
     conversation: Conversation,
     prompt: Prompt,
@@ -77,7 +78,8 @@ def answer(
     )
     logits = filled.logits[:, -1]
     sampler = Sampler(options, logits.shape[-1], prompt.token_ids, constraint)
-    telling = Telling(tokenizer, options, end_ids, watch, constraint)
+    thoughts = Thoughts.of(tokenizer, prompt)
+    telling = Telling(tokenizer, options, end_ids, watch, constraint, model.points_in, thoughts)
     cache, most = conversation.cache, options.max_tokens
     rows = verify_rows(model)
     drafting = None

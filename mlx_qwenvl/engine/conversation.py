@@ -1,11 +1,14 @@
 """One conversation's cache, and how much of it a new prompt can reuse.
 
 A prefix is reused only where both its tokens and its pictures are the same: image slots all hold
-the same token id, so the pictures in them are compared by the digest of their patches.
+the same token id, so the pictures in them are compared by the digest of their patches. A video is
+compared temporal patch by temporal patch, so that a longer cut of it goes on where the shorter one
+ended.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,17 +16,17 @@ import numpy as np
 
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import LayerCache, Positions
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a picture begins, and which; its patches are not kept alive.
+    """Where a picture or a temporal patch begins, and which; its patches are not kept alive.
 
     Attributes:
         start: Index of its first token.
-        digest: Of its patches.
+        digest: Of its patches, and of its seconds where they count.
     """
 
     start: int
@@ -31,8 +34,16 @@ class Slot:
 
 
 def slots_of(prompt: Prompt) -> tuple[Slot, ...]:
-    """The pictures of a prompt in order."""
-    return tuple(Slot(slot.start, slot.image.digest) for slot in prompt.slots)
+    """The pictures and temporal patches of a prompt in order.
+
+    Keys of the same frames at another pace are others where positions follow seconds.
+    """
+    found = []
+    for slot in prompt.slots:
+        seconds = slot.image.seconds_per_grid if prompt.counts_seconds else None
+        pace = b"" if seconds is None else struct.pack("<d", seconds)
+        found += [Slot(start, view.digest + pace) for start, view in slot.views]
+    return tuple(found)
 
 
 class Conversation:
@@ -43,7 +54,7 @@ class Conversation:
         kv: How keys and values are kept.
     """
 
-    def __init__(self, model: Qwen2VL, kv: KVFormat = PLAIN) -> None:
+    def __init__(self, model: Model, kv: KVFormat = PLAIN) -> None:
         self.kv = kv
         self.cache: list[LayerCache] = model.make_cache(kv)
         self._fed = np.empty(0, dtype=np.int32)

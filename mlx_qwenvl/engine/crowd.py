@@ -29,8 +29,8 @@ from mlx_qwenvl.engine.telling import Telling
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.batch_cache import BatchCache, Row
 from mlx_qwenvl.models.cache import LayerCache
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 
 @dataclass(eq=False)
@@ -85,7 +85,7 @@ class Member:
         """What its proposals brought."""
         return None if self.speculator is None else self.speculator.figures
 
-    def now(self, model: Qwen2VL) -> Sampled:
+    def now(self, model: Model) -> Sampled:
         """The token drawn last, under way at least; the first one is drawn here."""
         if self.current is None:
             (self.current,) = draw(self.filled.logits[:, -1], [self.sampler], model.ops)
@@ -104,7 +104,7 @@ class Crowd:
 
     def __init__(
         self,
-        model: Qwen2VL,
+        model: Model,
         on_token: Callable[[], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

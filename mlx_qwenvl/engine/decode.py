@@ -12,13 +12,13 @@ import mlx.core as mx
 
 from mlx_qwenvl.engine.sampling import Sampled, Sampler, draw
 from mlx_qwenvl.models.cache import LayerCache
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 CLEAR_EVERY = 256  # tokens between returns of freed buffers to the system
 
 
 def decode_step(
-    model: Qwen2VL,
+    model: Model,
     cache: Sequence[LayerCache],
     tokens: Sequence[mx.array],
     samplers: Sequence[Sampler],
@@ -41,7 +41,7 @@ def decode_step(
 
 
 def decode(
-    model: Qwen2VL,
+    model: Model,
     cache: Sequence[LayerCache],
     logits: mx.array,
     samplers: Sequence[Sampler],

@@ -18,7 +18,7 @@ from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import prefill
 from mlx_qwenvl.engine.prefix_store import PrefixStore
 from mlx_qwenvl.inputs.prompt import Prompt
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 FIRST_PROPOSAL = 2  # tokens proposed at once until it is known how many are right
 
@@ -33,7 +33,7 @@ class DraftModel:
         features: Vision features of their pictures.
     """
 
-    model: Qwen2VL
+    model: Model
     prefixes: PrefixStore
     features: FeatureStore
 

@@ -8,7 +8,7 @@ from mlx_qwenvl.inputs.image import ImageGeometry
 from mlx_qwenvl.inputs.processor import Processor
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.load import DTYPES, device_dtype, load_model
 from mlx_qwenvl.weights.memory import weight_bytes
@@ -22,7 +22,7 @@ def load_draft(
     *,
     dtype: str | None = None,
     progress: bool = False,
-) -> Qwen2VL:
+) -> Model:
     """Load a draft model.
 
     Args:

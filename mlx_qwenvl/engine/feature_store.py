@@ -1,7 +1,8 @@
 """Vision features that were computed before, by the content of the picture.
 
 The key is the SHA-256 of the patches with their grid (`ImagePatches.digest`), so neither a path nor
-a URL nor a size can stand for another picture. A store belongs to one loaded model.
+a URL nor a size can stand for another picture. Of a video each temporal patch is kept by its own
+(`TemporalPatch.digest`). A store belongs to one loaded model.
 """
 
 from __future__ import annotations

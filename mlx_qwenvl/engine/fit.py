@@ -8,6 +8,7 @@ line that says what would fit. `$MLX_QWENVL_MEMORY_LIMIT` says otherwise: bytes,
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.errors import ContextError, MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.video import View
 from mlx_qwenvl.models.cache import GROWTH
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import KV_GROUP_SIZES, PLAIN, KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 from mlx_qwenvl.sizes import in_bytes
 from mlx_qwenvl.weights.describe import Description
 from mlx_qwenvl.weights.memory import Backend, memory_here, memory_needed
@@ -87,15 +89,17 @@ def room_for_answer(config: Config, prompt: Prompt, options: Options) -> int:
     room = limit - prompt.token_ids.size
     if room < 1:
         whose = "the model's context" if limit == context else "max_kv_size"
+        moving = f", {prompt.video_tokens} videos" if prompt.video_tokens else ""
+        fewer = " or max_frames" if moving else ""
         raise ContextError(
             f"the prompt has {prompt.token_ids.size} tokens ({prompt.image_tokens} of them "
-            f"pictures), {whose} {limit}; shorten it or lower max_pixels"
+            f"pictures{moving}), {whose} {limit}; shorten it or lower max_pixels{fewer}"
         )
     return min(options.max_tokens, room)
 
 
 def check_answer(
-    model: Qwen2VL,
+    model: Model,
     prompt: Prompt,
     options: Options,
     stores: Stores,
@@ -133,7 +137,7 @@ def check_answer(
     _refuse_beyond(question, limit, agreed)
 
 
-def check_ever(model: Qwen2VL, prompt: Prompt, options: Options, free: int) -> None:
+def check_ever(model: Model, prompt: Prompt, options: Options, free: int) -> None:
     """Refuse a question that would not fit with nothing else running.
 
     Args:
@@ -170,7 +174,8 @@ def vector_bytes(config: Config, tokens: int, pictures: int, backend: Backend) -
         pictures: Tokens of it that are pictures'.
         backend: What computes.
     """
-    return (pictures + 2 * tokens) * config.text.hidden_size * backend.float_bytes
+    vectors = pictures * config.vision.feature_size + 2 * tokens * config.text.hidden_size
+    return vectors * backend.float_bytes
 
 
 def wire_memory() -> None:
@@ -188,13 +193,13 @@ class _Question:
         model: The model, loaded.
         prompt: The whole conversation.
         options: The call's.
-        new: Patches of each picture that the vision tower has to look at.
+        new: Patches of each picture and temporal patch that the vision tower has to look at.
         in_place: Bytes of kept keys and values that the answer goes on from.
         free: Bytes held now that count as free.
         copies: How many times its keys and values are held beside its own cache.
     """
 
-    model: Qwen2VL
+    model: Model
     prompt: Prompt
     options: Options
     new: tuple[int, ...]
@@ -205,7 +210,7 @@ class _Question:
     @classmethod
     def of(
         cls,
-        model: Qwen2VL,
+        model: Model,
         prompt: Prompt,
         options: Options,
         stores: Stores,
@@ -216,16 +221,19 @@ class _Question:
         """A question as it stands before anything of it is computed."""
         kv = options.kv.for_heads(model.config.text.head_dim)
         known, in_place = stores.prefixes.known(prompt, kv)
-        ahead = [slot for slot in prompt.slots if slot.start + slot.image.n_tokens > known]
-        images = {slot.image.digest: slot.image for slot in ahead}
-        seen = {digest for digest in images if stores.features.holds(digest)}
-        new = [i.patches.shape[0] for digest, i in images.items() if digest not in seen]
+        placed = [(start, view) for slot in prompt.slots for start, view in slot.views]
+        views = {view.digest: view for start, view in placed if start + view.n_tokens > known}
+        seen = {digest for digest in views if stores.features.holds(digest)}
+        new = [view.patches.shape[0] for digest, view in views.items() if digest not in seen]
         return cls(model, prompt, options, tuple(new), in_place, free, copies)
 
     @property
     def largest(self) -> int:
-        """Patches of the largest picture, whether it was seen or not."""
-        return max((slot.image.patches.shape[0] for slot in self.prompt.slots), default=0)
+        """Patches of the largest picture or temporal patch, whether it was seen or not."""
+        return max((view.patches.shape[0] for view in self._views()), default=0)
+
+    def _views(self) -> Iterator[View]:
+        return (view for slot in self.prompt.slots for _, view in slot.views)
 
     def peak(self, most: int | None = None, kv: KVFormat | None = None) -> int:
         """Bytes at the peak, what is held now included.
@@ -237,8 +245,8 @@ class _Question:
         config, merge = self.model.config, self.model.config.vision.spatial_merge_size**2
         most = self.largest if most is None else most
         kv = self.options.kv if kv is None else kv
-        pictures = sum(min(slot.image.n_tokens, most // merge) for slot in self.prompt.slots)
-        tokens = self.prompt.token_ids.size - self.prompt.image_tokens + pictures
+        pictures = sum(min(view.n_tokens, most // merge) for view in self._views())
+        tokens = self.prompt.token_ids.size - self.prompt.seen_tokens + pictures
         context = tokens + min(self.options.max_tokens, GROWTH)
         seen = [min(patches, most) for patches in self.new]
         backend = _backend(self.model)
@@ -274,12 +282,12 @@ def _advice(question: _Question, limit: int) -> str:
     return "shorten the prompt or take a smaller model"
 
 
-def _packs(model: Qwen2VL) -> bool:
+def _packs(model: Model) -> bool:
     """Whether the model's keys and values can be quantized."""
     return model.config.text.head_dim % min(KV_GROUP_SIZES) == 0
 
 
-def _backend(model: Qwen2VL) -> Backend:
+def _backend(model: Model) -> Backend:
     """What computes, with the dtype that the model was loaded in."""
     on_gpu = mx.default_device() == mx.gpu
     floats = model.model.norm.weight.dtype.size

@@ -15,12 +15,14 @@ from typing import Any, TypedDict
 
 from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.inputs.frames import VideoWishes
 from mlx_qwenvl.models.quantized_cache import KV_BITS, KV_GROUP_SIZES, KVFormat
 
 MAX_TOKENS = 1024  # tokens of an answer where the caller sets no limit
 MAX_TOP_LOGPROBS = 20  # alternatives per token, OpenAI's limit
 PREFILL_STEP = 1024  # prompt tokens computed at once; bounds the activations' memory
 SEED_LIMIT = 2**63
+LEAST_FPS, MOST_FPS = 1e-6, 1000  # frames taken of a second of a video
 
 
 def _real(name: str, value: object, least: float, most: float) -> None:
@@ -55,6 +57,9 @@ class CallOptions(TypedDict, total=False):
     top_logprobs: int | None
     min_pixels: int | None
     max_pixels: int | None
+    fps: float | None
+    n_frames: int | None
+    max_frames: int | None
     kv_bits: int | None
     kv_group_size: int | None
     kv_start: int | None
@@ -120,8 +125,13 @@ class Options:
         grammar: What the answer has to look like (`docs/structured.md`).
         logprobs: Whether chunks carry the chosen tokens' log-probabilities.
         top_logprobs: How many alternatives they carry, at most 20.
-        min_pixels: Least pixels of a picture after resizing; None for the model's.
-        max_pixels: Most pixels of a picture after resizing; None for the model's.
+        min_pixels: Least pixels of a picture or a video's frame after resizing; None for the
+            model's.
+        max_pixels: Most pixels of a picture or a video's frame after resizing; None for the
+            model's.
+        fps: Frames taken of a second of a video; None for the model's.
+        n_frames: Frames taken of a video, however long it is, in place of `fps`.
+        max_frames: Most frames taken of a video; None for the model's.
         kv_bits: 8 or 4 for quantized keys and values; None for the activations' dtype.
         kv_group_size: How many of them share a scale: 32, 64 or 128; None for 64.
         kv_start: Tokens that a conversation may have before its keys and values are quantized.
@@ -144,6 +154,9 @@ class Options:
     top_logprobs: int = 0
     min_pixels: int | None = None
     max_pixels: int | None = None
+    fps: float | None = None
+    n_frames: int | None = None
+    max_frames: int | None = None
     kv_bits: int | None = None
     kv_group_size: int | None = None
     kv_start: int = 0
@@ -158,8 +171,28 @@ class Options:
         """How keys and values are kept."""
         return KVFormat(self.kv_bits, self.kv_group_size, self.kv_start)
 
+    @property
+    def video(self) -> VideoWishes:
+        """How videos are sampled."""
+        return VideoWishes(
+            fps=self.fps,
+            n_frames=self.n_frames,
+            max_frames=self.max_frames,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
+        if self.fps is not None:
+            _real("fps", self.fps, LEAST_FPS, MOST_FPS)
+        for name, frames in (("n_frames", self.n_frames), ("max_frames", self.max_frames)):
+            if frames is not None:
+                _whole(name, frames, 1, 2**31)
+        if self.fps is not None and self.n_frames is not None:
+            raise OptionError(
+                "fps and n_frames both say how many frames to take; give one of them", "n_frames"
+            )
         _whole("max_tokens", self.max_tokens, 1, 2**31)
         _whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         _whole("prefill_step", self.prefill_step, 1, 2**31)

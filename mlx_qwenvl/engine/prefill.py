@@ -17,10 +17,10 @@ from mlx_qwenvl.engine.feature_store import FeatureStore
 from mlx_qwenvl.engine.looking import look
 from mlx_qwenvl.engine.options import PREFILL_STEP
 from mlx_qwenvl.engine.slices import Slices, UnderWay
-from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.prompt import ImageSlot, Prompt
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
-from mlx_qwenvl.models.rope import prompt_positions
+from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.video import Seen, View
+from mlx_qwenvl.models.model import Model
+from mlx_qwenvl.models.rope import Slot
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Filling:
 
     def __init__(
         self,
-        model: Qwen2VL,
+        model: Model,
         conversation: Conversation,
         prompt: Prompt,
         *,
@@ -82,10 +82,12 @@ class Filling:
         self._vision_s = self._text_s = 0.0
         self._is_looking = True
         self.done = self._cached
-        positions, rope_delta = prompt_positions(
+        positions, rope_delta = model.prompt_positions(
             prompt.token_ids.size,
-            [(slot.start, slot.image.grid_thw) for slot in prompt.slots],
-            model.config.vision.spatial_merge_size,
+            [
+                Slot(slot.start, slot.image.grid_thw, slot.image.seconds_per_grid)
+                for slot in prompt.slots
+            ],
         )
         conversation.positions.expect(positions, rope_delta, start=0)
 
@@ -110,7 +112,8 @@ class Filling:
     def _run(self) -> Generator[mx.array | None, None, None]:
         """Slices as they are under way; the logits come with the last."""
         model, token_ids, cached = self._model, self._prompt.token_ids, self._cached
-        waiting = [slot for slot in self._prompt.slots if _end(slot) > cached]
+        placed = [(start, view) for slot in self._prompt.slots for start, view in slot.views]
+        waiting = [(start, view) for start, view in placed if start + view.n_tokens > cached]
         features = yield from self._features(waiting)
         self._is_looking = False
         embeddings = model.embed(mx.array(token_ids[cached:]), features)
@@ -125,7 +128,8 @@ class Filling:
             begin = self.done
             end = min(begin + self._slices.tokens(self._step), total)
             slice_ = embeddings[:, begin - cached : end - cached]
-            hidden = model.model(slice_, self._conversation.cache)
+            shown = _within(features, begin - cached, end - cached)
+            hidden = model.read(slice_, self._conversation.cache, shown)
             if self._all_logits:
                 outputs.append(model.logits(hidden))
             elif end == total:
@@ -146,26 +150,29 @@ class Filling:
         yield outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
 
     def _features(
-        self, slots: Sequence[ImageSlot]
+        self, waiting: Sequence[tuple[int, View]]
     ) -> Generator[None, None, list[tuple[int, mx.array]]]:
-        """Features for the slots behind the cached tokens, placed relative to the first."""
-        known = {slot.image.digest: self._store.get(slot.image.digest) for slot in slots}
+        """Features for the slots behind the cached tokens, placed relative to the first.
+
+        Args:
+            waiting: Pictures and temporal patches, each with the index of its first slot.
+        """
+        known = {view.digest: self._store.get(view.digest) for _, view in waiting}
         encoded = {digest: features for digest, features in known.items() if features is not None}
-        missing = [slot.image for slot in slots if slot.image.digest not in encoded]
+        missing = [view for _, view in waiting if view.digest not in encoded]
         new = yield from look(self._model, missing, self._slices)
         for digest, features in new.items():
             self._store.put(digest, features)
         encoded |= new
         placed = []
-        for slot in slots:
-            hidden = max(0, self._cached - slot.start)  # slots of this picture that are cached
-            start = slot.start + hidden - self._cached
-            placed.append((start, encoded[slot.image.digest][hidden:]))
+        for begin, view in waiting:
+            hidden = max(0, self._cached - begin)  # slots of this picture that are cached
+            placed.append((begin + hidden - self._cached, encoded[view.digest][hidden:]))
         return placed
 
 
 def prefill(
-    model: Qwen2VL,
+    model: Model,
     conversation: Conversation,
     prompt: Prompt,
     *,
@@ -191,16 +198,29 @@ def prefill(
     return filled
 
 
-def encode_images(model: Qwen2VL, images: Sequence[ImagePatches]) -> dict[bytes, mx.array]:
-    """Features [n, D] of pictures by their digests, where nobody waits."""
-    looking = look(model, images, Slices())
+def encode_images(model: Model, images: Sequence[Seen]) -> dict[bytes, mx.array]:
+    """Features [n, D] of pictures and videos by their digests, where nobody waits."""
+    looking = look(model, [view for image in images for view in image.views], Slices())
     while True:
         try:
             next(looking)
         except StopIteration as end:
             features: dict[bytes, mx.array] = end.value
-            return features
+            break
+    joined = {}
+    for image in images:
+        parts = [features[view.digest] for view in image.views]
+        joined[image.digest] = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    return joined
 
 
-def _end(slot: ImageSlot) -> int:
-    return slot.start + slot.image.n_tokens
+def _within(
+    features: Sequence[tuple[int, mx.array]], begin: int, end: int
+) -> list[tuple[int, mx.array]]:
+    """The features of the tokens from `begin` to `end`, placed relative to the first."""
+    parts = []
+    for start, rows in features:
+        first, last = max(start, begin), min(start + rows.shape[0], end)
+        if first < last:
+            parts.append((first - begin, rows[first - start : last - start]))
+    return parts

@@ -20,8 +20,8 @@ from mlx_qwenvl.engine.conversation import Conversation, Slot, slots_of
 from mlx_qwenvl.engine.disk_tier import DiskTier
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.models.cache import LayerCache
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
 
 BLOCK = 64  # tokens; 1.8 MB of keys and values at the 2B in bf16
 _KIND = "prefix"
@@ -35,7 +35,7 @@ class PrefixDisk:
         disk: Where they are kept.
     """
 
-    def __init__(self, model: Qwen2VL, disk: DiskTier) -> None:
+    def __init__(self, model: Model, disk: DiskTier) -> None:
         self._model = model
         self._disk = disk
 

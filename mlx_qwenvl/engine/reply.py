@@ -13,9 +13,10 @@ from mlx_qwenvl.engine import shown
 from mlx_qwenvl.errors import MediaError, PromptError
 from mlx_qwenvl.grounding.boxes import Box, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import draw_boxes
-from mlx_qwenvl.grounding.frame import Frame
+from mlx_qwenvl.grounding.frame import FRAME, Frame, Unit
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource, open_image
+from mlx_qwenvl.inputs.video import VideoPatches
 from mlx_qwenvl.sizes import in_bytes
 
 FinishReason = Literal["stop", "length"]
@@ -45,12 +46,14 @@ class Usage(_Figures):
         image_tokens: Image slots among them.
         cached_tokens: Prompt tokens that did not have to be computed.
         completion_tokens: Tokens of the answer, the end token not counted.
+        video_tokens: Video slots among the prompt's.
     """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int
     completion_tokens: int
+    video_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -126,6 +129,10 @@ class Chunk:
         stop_text: The stop text before which the answer ended; on the last chunk only, None where
             it ended otherwise.
         pictures: The prompt's, as the model saw them; on the last chunk only.
+        videos: The same of its videos.
+        unit: What the model counts in where it points at them.
+        thinking: New text of what the model thinks before it answers; it is not in `text`.
+        said: All new text as it came, thoughts and their marks included; None where that is `text`.
     """
 
     text: str
@@ -138,6 +145,15 @@ class Chunk:
     speculation: Speculation | None = None
     stop_text: str | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False)
+    videos: tuple[VideoPatches, ...] = field(default=(), repr=False)
+    unit: Unit = "thousandths"
+    thinking: str = ""
+    said: str | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> str:
+        """All new text as it came."""
+        return self.text if self.said is None else self.said
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,9 @@ class Reply:
         speculation: What proposed tokens brought, None where no token could be proposed.
         pictures: The conversation's pictures, as the model saw them.
         sources: What the caller gave for each of them, or None where that is not known any more.
+        videos: The conversation's videos, as the model saw them.
+        unit: What the model counts in where it points at them.
+        thinking: What the model thought before it answered, where it does so; not in `text`.
     """
 
     text: str
@@ -169,6 +188,9 @@ class Reply:
     speculation: Speculation | None = None
     pictures: tuple[ImagePatches, ...] = field(default=(), repr=False, compare=False)
     sources: tuple[ImageSource | None, ...] = field(default=(), repr=False, compare=False)
+    videos: tuple[VideoPatches, ...] = field(default=(), repr=False, compare=False)
+    unit: Unit = "thousandths"
+    thinking: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         """The answer."""
@@ -202,12 +224,15 @@ class Reply:
             speculation=last.speculation,
             pictures=last.pictures,
             sources=tuple(sources),
+            videos=last.videos,
+            unit=last.unit,
+            thinking="".join(chunk.thinking for chunk in chunks),
         )
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """What the answer points at, in pixels of the original pictures."""
-        return boxes_of(self.text, self.pictures)
+        return boxes_of(self.text, self.pictures, self.unit)
 
     def draw(self, on: ImageSource | None = None) -> Image.Image:
         """The picture that the answer points at, upright, with its boxes drawn in.
@@ -241,7 +266,7 @@ class Reply:
         if self.boxes:
             pictures = shown.picture_markdown(self._drawn_small(), shown.DRAWN_SIDE)
         else:
-            pictures = shown.views_markdown(self.pictures)
+            pictures = shown.views_markdown([*self.pictures, *self.videos])
         text = shown.safe_markdown(without_marks(self.text))
         return shown.joined([pictures, text, shown.small_line(self._figures())])
 
@@ -269,7 +294,8 @@ class Reply:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The reply as the command line's `--json` prints it; `boxes` only where it has some."""
+        """The reply as `--json` prints it; `thinking` and `boxes` only where it has some."""
+        thoughts = {"thinking": self.thinking} if self.thinking else {}
         boxes = {"boxes": [box.to_dict() for box in self.boxes]} if self.boxes else {}
         return {
             "text": self.text,
@@ -278,18 +304,25 @@ class Reply:
             "usage": self.usage.to_dict(),
             "timings": self.timings.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
+            **thoughts,
             **boxes,
         }
 
 
-def boxes_of(text: str, pictures: Sequence[ImagePatches]) -> tuple[Box, ...]:
+def boxes_of(text: str, pictures: Sequence[ImagePatches], unit: Unit) -> tuple[Box, ...]:
     """The boxes that an answer names, in pixels of the original pictures.
 
     Args:
         text: The answer.
         pictures: The conversation's, as the model saw them.
+        unit: What the model counts in.
     """
-    return find_boxes(text, [Frame(seen.source_size, seen.orientation) for seen in pictures])
+    whole = (FRAME, FRAME)
+    frames = [
+        Frame(seen.source_size, seen.orientation, seen.size if unit == "pixels" else whole)
+        for seen in pictures
+    ]
+    return find_boxes(text, frames)
 
 
 def as_given(seen: ImagePatches, source: ImageSource | None) -> Image.Image:

@@ -30,11 +30,12 @@ from mlx_qwenvl.engine.slices import Slices
 from mlx_qwenvl.engine.speculate import verify_rows
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.engine.telling import Stopwatch, Telling
+from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.errors import MemoryExceeded, OptionError
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.models.batch_cache import copies_into_slots
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 __all__ = ["MAX_RUNNING", "Event", "Failed", "Job", "Scheduler", "Told"]
 
@@ -60,7 +61,7 @@ class Scheduler:
 
     def __init__(
         self,
-        model: Qwen2VL,
+        model: Model,
         tokenizer: Tokenizer,
         stores: Stores,
         end_ids: frozenset[int],
@@ -247,7 +248,15 @@ class Scheduler:
             job.prompt,
             options,
             Sampler(options, logits.shape[-1], job.prompt.token_ids, constraint),
-            Telling(self._tokenizer, options, self._end_ids, watch, constraint),
+            Telling(
+                self._tokenizer,
+                options,
+                self._end_ids,
+                watch,
+                constraint,
+                self._model.points_in,
+                Thoughts.of(self._tokenizer, job.prompt),
+            ),
             conversation.kv,
             conversation if takes else conversation.fork(conversation.length),
             filled,

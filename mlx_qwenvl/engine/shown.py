@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.video import Seen
 
 SIDE = 320  # px: longer side of a picture that stands alone
 SIDE_OF_MANY = 160  # px: of one beside others
@@ -72,16 +73,28 @@ def picture_markdown(picture: Image.Image, side: int = SIDE) -> str:
     return f"![picture](data:image/{kind};base64,{base64.b64encode(data).decode()})"
 
 
-def views_markdown(pictures: Sequence[ImagePatches]) -> str:
-    """Pictures side by side as the model saw them, in their own shapes; of many the last ones."""
-    side = SIDE if len(pictures) == 1 else SIDE_OF_MANY
+def views_markdown(pictures: Sequence[Seen]) -> str:
+    """Pictures side by side as the model saw them, in their own shapes; of many the last ones.
+
+    A video is shown by some of its frames.
+    """
+    frames = [(seen, view) for seen in pictures for view in _views(seen)]
+    side = SIDE if len(frames) == 1 else SIDE_OF_MANY
     views = []
-    for seen in pictures[-MOST_PICTURES:]:
+    for seen, view in frames[-MOST_PICTURES:]:
         longest = max(seen.source_size)
         scale = min(side, max(seen.size), longest) / longest
         width, height = (max(1, round(length * scale)) for length in seen.source_size)
-        views.append(seen.to_image().resize((width, height), Image.Resampling.LANCZOS))
+        views.append(view.resize((width, height), Image.Resampling.LANCZOS))
     return " ".join(picture_markdown(view, side) for view in views)
+
+
+def _views(seen: Seen) -> list[Image.Image]:
+    if isinstance(seen, ImagePatches):
+        return [seen.to_image()]
+    frames = seen.to_images()
+    count = min(len(frames), MOST_PICTURES)
+    return [frames[index * len(frames) // count] for index in range(count)]
 
 
 def png_of(picture: Image.Image) -> bytes:

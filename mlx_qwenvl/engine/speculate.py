@@ -29,7 +29,7 @@ from mlx_qwenvl.engine.reply import Speculation
 from mlx_qwenvl.engine.sampling import Sampled, Sampler, draw
 from mlx_qwenvl.models.cache import LayerCache
 from mlx_qwenvl.models.linear import DequantizingLinear
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 
 FUSED_ROWS = 32  # queries that share a key-value head, up to which Metal's decode attention serves
 CPU_ROWS = 8  # twice the time of one row; more cost more
@@ -44,7 +44,7 @@ class Rows:
     most: int
 
 
-def verify_rows(model: Qwen2VL) -> Rows:
+def verify_rows(model: Model) -> Rows:
     """How many tokens to verify at once, by device and kind of weights.
 
     On a GPU as many as keep attention on the path that decoding takes: 5 for the 2B, 4 for the 7B
@@ -172,7 +172,7 @@ class Speculator:
 
 
 def speculate(
-    model: Qwen2VL,
+    model: Model,
     cache: Sequence[LayerCache],
     logits: mx.array,
     sampler: Sampler,
@@ -201,7 +201,7 @@ def speculate(
 
 
 def _tokens(
-    model: Qwen2VL,
+    model: Model,
     cache: Sequence[LayerCache],
     logits: mx.array,
     sampler: Sampler,
@@ -266,7 +266,7 @@ def _tokens(
 
 
 def _verify(
-    model: Qwen2VL,
+    model: Model,
     cache: Sequence[LayerCache],
     current: Sampled,
     proposal: Sequence[int],

@@ -14,7 +14,7 @@ from mlx_qwenvl.engine.prefix_disk import PrefixDisk
 from mlx_qwenvl.engine.prefix_store import PREFIX_BYTES, PREFIX_SHARE, PrefixStore
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.processor import PatchStore
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.memory import memory_here
 
 PATCH_BYTES = 64 * 2**20  # of pictures in uint8, 3 MB for a megapixel
@@ -38,7 +38,7 @@ class Stores:
     @classmethod
     def of(
         cls,
-        model: Qwen2VL,
+        model: Model,
         prefix_bytes: int | None = None,
         feature_bytes: int | None = None,
         disk: DiskTier | None = None,

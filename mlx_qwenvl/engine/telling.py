@@ -20,8 +20,12 @@ from mlx_qwenvl.engine.reply import (
 )
 from mlx_qwenvl.engine.sampling import Sampled
 from mlx_qwenvl.engine.stops import StopText
+from mlx_qwenvl.engine.thinking import Thoughts
+from mlx_qwenvl.grounding.frame import Unit
+from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import StreamDecoder, Tokenizer
+from mlx_qwenvl.inputs.video import VideoPatches
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Telling:
         end_ids: Tokens that end an answer.
         watch: The call's; its first token is noted here.
         constraint: What the answer keeps to, or None.
+        unit: What the model counts in where it points at pictures.
+        thoughts: Tells thoughts from the answer; None where the model has none.
 
     Attributes:
         drawn: The tokens so far, with the one that ended it.
@@ -64,7 +70,12 @@ class Telling:
         end_ids: frozenset[int],
         watch: Stopwatch,
         constraint: Constraint | None = None,
+        unit: Unit = "thousandths",
+        thoughts: Thoughts | None = None,
     ) -> None:
+        self._unit = unit
+        # What follows a grammar is an answer from its first token on.
+        self._thoughts = None if constraint is not None else thoughts
         self._most = options.max_tokens
         self._end_ids = end_ids
         self._constraint = constraint
@@ -95,7 +106,13 @@ class Telling:
             self.reason = "stop"
         elif len(self.drawn) >= self._most:
             self.reason = "length"
-        return Chunk(text, (token,), _logprobs(sampled))
+        thinking, answer = self._apart(text)
+        said = None if answer == text else text
+        return Chunk(answer, (token,), _logprobs(sampled), thinking=thinking, said=said)
+
+    def _apart(self, text: str) -> tuple[str, str]:
+        """Thoughts and the answer in a text."""
+        return ("", text) if self._thoughts is None else self._thoughts.feed(text)
 
     def finish(
         self,
@@ -112,17 +129,31 @@ class Telling:
             peak_memory_bytes: Most memory that MLX held.
             speculation: What proposed tokens brought.
         """
-        rest = self._stop.feed(self._decoder.finish()) + self._stop.finish()
+        said = self._stop.feed(self._decoder.finish()) + self._stop.finish()
+        thinking, rest = self._apart(said)
+        if self._thoughts is not None:
+            thought, answer = self._thoughts.finish()
+            thinking, rest = thinking + thought, rest + answer
         cached = filled.cached_tokens
         return Chunk(
             rest,
+            thinking=thinking,
+            said=None if rest == said else said,
             finish_reason=self.reason or "length",
-            usage=Usage(prompt.token_ids.size, prompt.image_tokens, cached, self._count),
+            usage=Usage(
+                prompt.token_ids.size,
+                prompt.image_tokens,
+                cached,
+                self._count,
+                prompt.video_tokens,
+            ),
             timings=self._timings(prompt, filled),
             peak_memory_bytes=peak_memory_bytes,
             speculation=speculation,
             stop_text=self._stop.hit,
-            pictures=tuple(slot.image for slot in prompt.slots),
+            pictures=tuple(s.image for s in prompt.slots if isinstance(s.image, ImagePatches)),
+            videos=tuple(s.image for s in prompt.slots if isinstance(s.image, VideoPatches)),
+            unit=self._unit,
         )
 
     def _timings(self, prompt: Prompt, filled: Prefilled) -> Timings:

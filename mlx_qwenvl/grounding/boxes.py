@@ -2,13 +2,16 @@
 
 Qwen2-VL writes a name between `<|object_ref_start|>` and `<|object_ref_end|>`, and behind it two
 corners as `<|box_start|>(221,423),(569,886)<|box_end|>`, in a frame of 1000 x 1000. Four corners in
-quad marks, and one point in either, are read too. Whatever is not of this form stays text.
+quad marks, and one point in either, are read too. Younger members write JSON, objects such as
+`{"bbox_2d": [221, 423, 569, 886], "label": "cat"}` or with a `point_2d`: Qwen3-VL in that frame,
+Qwen2.5-VL in pixels of the picture as it was resized. Whatever is not of these forms stays text.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -28,6 +31,9 @@ MARKS: Final = tuple(
     f"<|{what}_{edge}|>" for what in ("object_ref", "box", "quad") for edge in ("start", "end")
 )
 _MARKS: Final = re.compile("|".join(map(re.escape, MARKS)))
+_OBJECT: Final = re.compile(r'\{(?=[^{}]*"(?:bbox|point)_2d")')
+_PLACES: Final = {"bbox_2d": 4, "point_2d": 2}  # keys, and numbers of each
+_NAMES: Final = ("label", "text_content")  # keys of what is there, or of what is written there
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Box:
     Attributes:
         label: What the answer calls it; "" where it gives no name.
         kind: "box", "quad" or "point".
-        points: Its corners in the model's frame of 1000 x 1000, as the answer gives them: two for
-            a box, four for a quad, one for a point.
+        points: Its corners in the model's frame, as the answer gives them: two for a box, four for
+            a quad, one for a point.
         frame: The picture they refer to.
         image: Index of that picture among those of the conversation.
     """
@@ -77,8 +83,13 @@ class Box:
             "image": self.image,
             "xyxy": [round(value, 2) for value in self.xyxy],
             "points": [[round(x, 2), round(y, 2)] for x, y in self.corners],
-            "points_1000": [list(point) for point in self.points],
+            "points_1000": [self._in_thousandths(point) for point in self.points],
         }
+
+    def _in_thousandths(self, point: Point) -> list[float]:
+        if self.frame.extent == (FRAME, FRAME):
+            return list(point)
+        return [round(value * FRAME, 2) for value in self.frame.share(point)]
 
 
 def find_boxes(text: str, frames: Sequence[Frame]) -> tuple[Box, ...]:
@@ -91,18 +102,49 @@ def find_boxes(text: str, frames: Sequence[Frame]) -> tuple[Box, ...]:
         text: The answer, its marks spelled out.
         frames: The conversation's pictures; without one there is nothing to point at.
     """
-    if not frames or "_start|>" not in text:
+    if not frames:
         return ()
-    label, found = "", []
+    found = [] if '_2d"' not in text else list(_in_json(text, frames[-1], len(frames) - 1))
+    if found or "_start|>" not in text:
+        return tuple(found)
+    label = ""
     for match in MARKED.finditer(text):
         if match["mark"] is None:
             label = match["label"].strip()
             continue
         points = tuple((float(x), float(y)) for x, y in _PAIR.findall(match["points"]))
-        kind = _kind(match["mark"], points)
+        kind = _kind(match["mark"], points, frames[-1])
         if kind is not None:
             found.append(Box(label, kind, points, frames[-1], len(frames) - 1))
     return tuple(found)
+
+
+def _in_json(text: str, frame: Frame, image: int) -> Iterator[Box]:
+    """The boxes and points among the JSON objects of an answer, which may be cut off."""
+    decoder, at = json.JSONDecoder(), 0
+    while (opened := _OBJECT.search(text, at)) is not None:
+        at = opened.end()
+        try:
+            said, at = decoder.raw_decode(text, opened.start())
+        except (ValueError, RecursionError):
+            continue
+        for key, count in _PLACES.items():
+            numbers = said.get(key)
+            if not _are_numbers(numbers, count):
+                continue
+            points = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+            kind = _kind("box", points, frame)
+            label = next((said[n] for n in _NAMES if isinstance(said.get(n), str)), "")
+            if kind is not None:
+                yield Box(label.strip(), kind, points, frame, image)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in value)
+    )
 
 
 def without_marks(text: str) -> str:
@@ -136,9 +178,9 @@ class MarkFilter:
         return shown
 
 
-def _kind(mark: str, points: Sequence[Point]) -> Kind | None:
+def _kind(mark: str, points: Sequence[Point], frame: Frame) -> Kind | None:
     """What the points make, or None for what the marks do not allow or the frame does not hold."""
-    if any(value > FRAME for point in points for value in point):
+    if not all(map(frame.holds, points)):
         return None
     count = len(points)
     if count == 1:

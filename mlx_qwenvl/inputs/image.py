@@ -12,6 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,9 @@ __all__ = [
     "ImageGeometry",
     "ImagePatches",
     "PixelBudget",
+    "cut_patches",
     "image_patches",
+    "joined_patches",
     "n_tokens_for",
     "smart_resize",
 ]
@@ -86,6 +89,7 @@ class ImagePatches:
         size: (width, height) after resizing, in pixels.
         geometry: How it was cut.
         orientation: The EXIF value, 1 to 8, that turned the stored picture upright.
+        seconds_per_grid: None: a still takes no time.
     """
 
     patches: npt.NDArray[np.uint8]
@@ -94,11 +98,17 @@ class ImagePatches:
     size: tuple[int, int]
     geometry: ImageGeometry
     orientation: int = 1
+    seconds_per_grid: ClassVar[None] = None
 
     @property
     def n_tokens(self) -> int:
         """How many tokens of the prompt the picture takes."""
         return math.prod(self.grid_thw) // self.geometry.merge_size**2
+
+    @property
+    def views(self) -> tuple[ImagePatches, ...]:
+        """What the vision tower looks at on its own: the picture."""
+        return (self,)
 
     @cached_property
     def digest(self) -> bytes:
@@ -114,13 +124,7 @@ class ImagePatches:
 
     def to_image(self) -> Image.Image:
         """The picture as the model sees it: upright, resized, RGB."""
-        _, rows, columns = self.grid_thw
-        patch, merge = self.geometry.patch_size, self.geometry.merge_size
-        blocks = self.patches.reshape(
-            rows // merge, columns // merge, merge, merge, 3, patch, patch
-        )
-        pixels = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
-        return Image.fromarray(np.ascontiguousarray(pixels))
+        return joined_patches(self.patches, self.grid_thw[1:], self.geometry)
 
 
 def smart_resize(
@@ -210,21 +214,47 @@ def image_patches(image: Image.Image, geometry: ImageGeometry, budget: PixelBudg
     new_height, new_width = smart_resize(
         height, width, geometry.factor, budget.min_pixels, budget.max_pixels
     )
-    # Bicubic in one pass over all of the pixels: draft modes and reducing_gap give other values.
-    resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(resized)  # [H, W, 3]
-    patch, merge = geometry.patch_size, geometry.merge_size
-    rows, columns = new_height // patch, new_width // patch
-    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    # -> (h / merge, w / merge, merge row, merge column, channel, row, column)
-    ordered = np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5))
-    patches = ordered.reshape(rows * columns, 3 * patch * patch)
+    patches = cut_patches(image, (new_width, new_height), geometry)
     patches.flags.writeable = False  # the digest stays true
     return ImagePatches(
         patches=patches,
-        grid_thw=(1, rows, columns),
+        grid_thw=(1, new_height // geometry.patch_size, new_width // geometry.patch_size),
         source_size=(width, height),
         size=(new_width, new_height),
         geometry=geometry,
         orientation=image.info.get(TURNED, 1),
     )
+
+
+def cut_patches(
+    image: Image.Image, size: tuple[int, int], geometry: ImageGeometry
+) -> npt.NDArray[np.uint8]:
+    """Resizes one picture or frame and cuts it into patches.
+
+    Args:
+        image: Of mode "RGB".
+        size: (width, height) in pixels, multiples of the geometry's factor.
+        geometry: How the checkpoint cuts.
+
+    Returns:
+        [n_patches, 3 * patch_size**2], rows and columns as in `ImagePatches.patches`.
+    """
+    # Bicubic in one pass over all of the pixels: draft modes and reducing_gap give other values.
+    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # [H, W, 3]
+    patch, merge = geometry.patch_size, geometry.merge_size
+    rows, columns = size[1] // patch, size[0] // patch
+    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    # -> (h / merge, w / merge, merge row, merge column, channel, row, column)
+    ordered = np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5))
+    return ordered.reshape(rows * columns, 3 * patch * patch)
+
+
+def joined_patches(
+    patches: npt.NDArray[np.uint8], grid_hw: tuple[int, int], geometry: ImageGeometry
+) -> Image.Image:
+    """Puts the patches [n_patches, 3 * patch_size**2] of one frame together again."""
+    rows, columns = grid_hw
+    patch, merge = geometry.patch_size, geometry.merge_size
+    blocks = patches.reshape(rows // merge, columns // merge, merge, merge, 3, patch, patch)
+    pixels = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_qwenvl.errors import PromptError
+from mlx_qwenvl.inputs.fields import shown_value, whole
 from mlx_qwenvl.inputs.image import ImagePatches
 from mlx_qwenvl.inputs.media import ImageSource
+from mlx_qwenvl.inputs.video_part import VIDEO_KINDS, VideoPart, VideoSource, read_video_part
 
 ROLES = {
     "system": "system",
@@ -27,7 +29,8 @@ DETAILS = ("auto", "low", "high")
 
 # Clients of other programs write a picture's mark before the question. Here a picture's place is
 # where its part stands, and the mark would be read as text.
-_MARK = r"<\|image(?:_\d+)?\|>|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?"
+_KIND = "(?:image|video)"
+_MARK = rf"<\|{_KIND}(?:_\d+)?\|>|(?:<\|vision_start\|>)?<\|{_KIND}_pad\|>(?:<\|vision_end\|>)?"
 _MARKS = re.compile(rf"\s*(?:(?:{_MARK})\n?)+")
 
 
@@ -62,7 +65,8 @@ class TokensPart:
     token_ids: tuple[int, ...]
 
 
-Part = TextPart | ImagePart | TokensPart
+MediaPart = ImagePart | VideoPart
+Part = TextPart | MediaPart | TokensPart
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,49 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-def user_message(text: str, images: Sequence[ImageSource]) -> Message:
-    """A question, its pictures before its text."""
-    parts: list[Part] = [ImagePart(source) for source in images]
+@dataclass
+class Waiting:
+    """Pictures and videos for the parts that name none, which are taken from it.
+
+    Attributes:
+        images: The pictures that are left.
+        videos: The videos that are left.
+    """
+
+    images: list[ImageSource] = field(default_factory=list)
+    videos: list[VideoSource] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """How many are left."""
+        return len(self.images) + len(self.videos)
+
+    def parts(self) -> list[Part]:
+        """All that are left, pictures first."""
+        return [*map(ImagePart, self.images), *map(VideoPart, self.videos)]
+
+
+def user_message(
+    text: str, images: Sequence[ImageSource], videos: Sequence[VideoSource] = ()
+) -> Message:
+    """A question, its pictures before its text, its videos between them."""
+    parts = Waiting(list(images), list(videos)).parts()
     if text:
         parts.append(TextPart(text))
     return Message("user", without_marks(parts))
 
 
 def sources_of(messages: Iterable[Message]) -> tuple[ImageSource | None, ...]:
-    """What was given for each picture, in order; None where only its patches are there."""
+    """What was given for each picture, in order; None where only its patches are there.
+
+    Videos are not among them: nothing is drawn on one.
+    """
     parts = [part for turn in messages for part in turn.parts if isinstance(part, ImagePart)]
     return tuple(None if isinstance(p.source, ImagePatches) else p.source for p in parts)
 
 
 def without_marks(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Parts without the marks for pictures that stand before a text, if there are pictures."""
-    if not any(isinstance(part, ImagePart) for part in parts):
+    if not any(isinstance(part, MediaPart) for part in parts):
         return tuple(parts)
     return tuple(
         TextPart(_MARKS.sub("", part.text, count=1))
@@ -120,7 +150,9 @@ def without_marks(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def parse_messages(
-    raw: str | Sequence[Mapping[str, Any]], images: Sequence[ImageSource] = ()
+    raw: str | Sequence[Mapping[str, Any]],
+    images: Sequence[ImageSource] = (),
+    videos: Sequence[VideoSource] = (),
 ) -> list[Message]:
     """Read OpenAI-style messages.
 
@@ -129,28 +161,33 @@ def parse_messages(
             text of one question. An assistant's message at the end is the answer's beginning.
         images: Pictures for the parts {"type": "image"} that name none, in order. Where there is
             no such part they go before the text of the last user message.
+        videos: The same for {"type": "video"}.
 
     Raises:
         PromptError: A role, part or count that makes no prompt.
     """
     if isinstance(raw, str):
-        return [user_message(raw, images)]
+        return [user_message(raw, images, videos)]
     if isinstance(raw, (bytes, Mapping)) or not isinstance(raw, Sequence):
         raise PromptError(
             f"messages is a {type(raw).__name__}, expected a list of messages", "messages"
         )
     if not raw:
         raise PromptError("messages is empty, expected at least one message", "messages")
-    waiting = list(images)
+    given, waiting = len(images) + len(videos), Waiting(list(images), list(videos))
     messages = [_message(index, entry, waiting) for index, entry in enumerate(raw)]
     _check_results(messages)
     messages = one_system(messages)
-    if len(waiting) == len(images) and waiting:
+    if len(waiting) == given and given:
         return _before_last_question(messages, waiting)
-    if waiting:
-        raise PromptError(
-            f"{len(images)} images for {len(images) - len(waiting)} image parts without a source"
-        )
+    for kind, came, left in (
+        ("image", images, waiting.images),
+        ("video", videos, waiting.videos),
+    ):
+        if left:
+            raise PromptError(
+                f"{len(came)} {kind}s for {len(came) - len(left)} {kind} parts without a source"
+            )
     return messages
 
 
@@ -159,30 +196,33 @@ def question_messages(
     images: Sequence[ImageSource],
     messages: str | Sequence[Mapping[str, Any]] | None,
     system: str | None,
+    videos: Sequence[VideoSource] = (),
 ) -> list[Message]:
     """What a caller asks, as a whole conversation or as one question.
 
     Raises:
         PromptError: It is both, or makes no prompt.
     """
-    if isinstance(images, (str, bytes, Path)):
-        raise PromptError(f"images is a {type(images).__name__}, expected a list of images")
+    for name, given in (("images", images), ("videos", videos)):
+        if isinstance(given, (str, bytes, Path)):
+            raise PromptError(f"{name} is a {type(given).__name__}, expected a list of {name}")
     if messages is None:
         turns = [] if system is None else [Message("system", (TextPart(system),))]
-        return [*turns, user_message(prompt or "", images)]
+        return [*turns, user_message(prompt or "", images, videos)]
     if prompt is not None or system is not None:
         raise PromptError("give either messages or a prompt with its system message, not both")
-    return parse_messages(messages, images)
+    return parse_messages(messages, images, videos)
 
 
-def _message(index: int, entry: object, waiting: list[ImageSource]) -> Message:
+def _message(index: int, entry: object, waiting: Waiting) -> Message:
     where = f"messages[{index}]"
     if not isinstance(entry, Mapping):
         raise PromptError(f"{where} is a {type(entry).__name__}, expected role and content", where)
     name = entry.get("role")
     if not isinstance(name, str) or name not in ROLES:
         raise PromptError(
-            f"{where} has role {_shown(name)}, expected one of {', '.join(ROLES)}", f"{where}.role"
+            f"{where} has role {shown_value(name)}, expected one of {', '.join(ROLES)}",
+            f"{where}.role",
         )
     role = ROLES[name]
     calls = _tool_calls(where, entry.get("tool_calls")) if role == "assistant" else ()
@@ -193,7 +233,7 @@ def _message(index: int, entry: object, waiting: list[ImageSource]) -> Message:
 
 
 def parse_content(
-    where: str, role: str, content: object, waiting: list[ImageSource] | None = None
+    where: str, role: str, content: object, waiting: Waiting | None = None
 ) -> tuple[Part, ...]:
     """Read the content of one message.
 
@@ -201,7 +241,7 @@ def parse_content(
         where: How errors name the message.
         role: Of `Message`.
         content: Text or a list of parts.
-        waiting: Pictures for the parts that name none, which are taken from it.
+        waiting: Pictures and videos for the parts that name none.
 
     Raises:
         PromptError: It is none, or holds pictures where there may be none.
@@ -213,11 +253,13 @@ def parse_content(
             f"{where} has a {type(content).__name__} as content, expected text or a list of parts",
             f"{where}.content",
         )
-    images = [] if waiting is None else waiting
-    parts = tuple(_part(f"{where}.content[{i}]", part, images) for i, part in enumerate(content))
-    if role not in ("user", "tool") and any(isinstance(part, ImagePart) for part in parts):
+    left = Waiting() if waiting is None else waiting
+    parts = tuple(_part(f"{where}.content[{i}]", part, left) for i, part in enumerate(content))
+    shown = next((part for part in parts if isinstance(part, MediaPart)), None)
+    if role not in ("user", "tool") and shown is not None:
+        what = ("an image", "images") if isinstance(shown, ImagePart) else ("a video", "videos")
         raise PromptError(
-            f"{where} has an image; only user messages can hold images", f"{where}.content"
+            f"{where} has {what[0]}; only user messages can hold {what[1]}", f"{where}.content"
         )
     return without_marks(parts)
 
@@ -273,7 +315,7 @@ def one_system(messages: list[Message]) -> list[Message]:
     return [Message("system", tuple(parts)), *messages[count:]]
 
 
-def _part(where: str, part: object, waiting: list[ImageSource]) -> Part:
+def _part(where: str, part: object, waiting: Waiting) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     if not isinstance(part, Mapping):
@@ -287,15 +329,13 @@ def _part(where: str, part: object, waiting: list[ImageSource]) -> Part:
             )
         return TextPart(text)
     if kind in ("image", "image_url", "input_image"):
-        return _image_part(where, part, waiting)
+        return _image_part(where, part, waiting.images)
+    if kind in VIDEO_KINDS:
+        return read_video_part(where, part, waiting.videos)
     raise PromptError(
-        f"{where} has type {_shown(kind)}, expected text, image_url or image", f"{where}.type"
+        f"{where} has type {shown_value(kind)}, expected text, image_url, image, video_url, video",
+        f"{where}.type",
     )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _image_part(where: str, part: Mapping[str, Any], waiting: list[ImageSource]) -> ImagePart:
@@ -311,26 +351,17 @@ def _image_part(where: str, part: Mapping[str, Any], waiting: list[ImageSource])
     detail = "auto" if detail is None else detail
     if detail not in DETAILS:
         raise PromptError(
-            f"{where} has detail {_shown(detail)}, expected one of {', '.join(DETAILS)}",
+            f"{where} has detail {shown_value(detail)}, expected one of {', '.join(DETAILS)}",
             f"{where}.detail",
         )
-    least, most = (_pixels(where, part, key) for key in ("min_pixels", "max_pixels"))
+    least, most = (whole(where, part, key) for key in ("min_pixels", "max_pixels"))
     return ImagePart(source, least, most, detail)
 
 
-def _pixels(where: str, part: Mapping[str, Any], key: str) -> int | None:
-    value = part.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise PromptError(
-            f"{where} has {key} {_shown(value)}, expected a positive whole number",
-            f"{where}.{key}",
-        )
-    return value
-
-
-def _before_last_question(messages: list[Message], images: Iterable[ImageSource]) -> list[Message]:
+def _before_last_question(messages: list[Message], waiting: Waiting) -> list[Message]:
     for index in range(len(messages) - 1, -1, -1):
         if messages[index].role == "user":
-            parts = (*(ImagePart(source) for source in images), *messages[index].parts)
+            parts = (*waiting.parts(), *messages[index].parts)
             return [*messages[:index], Message("user", parts), *messages[index + 1 :]]
-    raise PromptError("images were given but no user message that could hold them")
+    what = "images" if waiting.images else "videos"
+    raise PromptError(f"{what} were given but no user message that could hold them")

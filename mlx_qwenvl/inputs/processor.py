@@ -1,14 +1,19 @@
-"""What a checkpoint says about its pictures: cutting, normalization, numbers of pixels."""
+"""What a checkpoint says about its pictures and videos: cutting, normalization, sizes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final, TypeAlias
 
-from mlx_qwenvl.errors import CheckpointError
+import numpy as np
+
+from mlx_qwenvl.errors import CheckpointError, MediaError, OptionError
+from mlx_qwenvl.inputs.film import read_film
+from mlx_qwenvl.inputs.frames import VideoBudget, VideoWishes
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches, PixelBudget, image_patches
 from mlx_qwenvl.inputs.media import (
     DEFAULT_LIMITS,
@@ -18,6 +23,9 @@ from mlx_qwenvl.inputs.media import (
     read_encoded,
 )
 from mlx_qwenvl.inputs.messages import ImagePart
+from mlx_qwenvl.inputs.video import Seen, VideoPatches, listed_frames
+from mlx_qwenvl.inputs.video_file import open_video
+from mlx_qwenvl.inputs.video_part import VideoPart
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.lru import BoundedStore
 
@@ -28,10 +36,12 @@ DEFAULT_MAX_PIXELS = 1280 * TOKEN_PIXELS
 The family's checkpoints allow 12.8 megapixels, which makes 15,552 tokens of a phone photo; at one
 megapixel it is 1,230 and small print is still read. See `docs/pixels.md`.
 """
+USUAL: Final = VideoBudget()
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 DETAIL_MAX_PIXELS = {"low": 256 * TOKEN_PIXELS, "high": 4096 * TOKEN_PIXELS}
 
 # The bytes say what a picture is, never its name; geometry and budget say what becomes of it.
-PatchStore: TypeAlias = BoundedStore[tuple[bytes, ImageGeometry, PixelBudget], ImagePatches]
+PatchStore: TypeAlias = BoundedStore[tuple[bytes, ImageGeometry, PixelBudget | VideoBudget], Seen]
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,14 @@ class Processor:
         geometry: How they are cut.
         normalization: What the checkpoint's weights expect of pixels.
         budget: The checkpoint's own limits in pixels.
+        video: How videos are sampled and sized where nobody says otherwise: the family's usual
+            way, with what the checkpoint says in it.
     """
 
     geometry: ImageGeometry
     normalization: Normalization
     budget: PixelBudget
+    video: VideoBudget = USUAL
 
     @classmethod
     def from_folder(cls, folder: Path) -> Processor:
@@ -64,26 +77,23 @@ class Processor:
             CheckpointError: Both are missing, or a key is.
         """
         file = folder / "preprocessor_config.json"
-        if file.exists():
-            return cls.from_dict(read_json(file))
         combined = folder / "processor_config.json"
-        if combined.exists():
-            raw = read_json(combined).get("image_processor")
-            if isinstance(raw, dict):
-                return cls.from_dict(raw)
-        raise CheckpointError(f"{file} is missing")
+        together = read_json(combined) if combined.exists() else {}
+        video_file = folder / "video_preprocessor_config.json"
+        video = read_json(video_file) if video_file.exists() else together.get("video_processor")
+        raw = read_json(file) if file.exists() else together.get("image_processor")
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{file} is missing")
+        return cls.from_dict(raw, video if isinstance(video, dict) else {})
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Processor:
-        """Read an image processor's settings.
+    def from_dict(cls, raw: Mapping[str, Any], video: Mapping[str, Any] = NOTHING) -> Processor:
+        """Read an image processor's settings, and a video processor's where there is one.
 
         Raises:
             CheckpointError: A key is missing or has the wrong type.
         """
-        # Newer files name the limits as edges, but they are still numbers of pixels.
-        size = raw.get("size") or {}
-        least = raw.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge")
-        most = raw.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge")
+        least, most = _pixel_limits(raw)
         geometry = ("patch_size", "merge_size", "temporal_patch_size")
         sizes: dict[str, Any] = {key: raw.get(key) for key in geometry}
         sizes |= {"min_pixels": least, "max_pixels": most}
@@ -96,6 +106,7 @@ class Processor:
             ImageGeometry(**{key: raw[key] for key in geometry}),
             Normalization(_channels(raw, "image_mean"), _channels(raw, "image_std")),
             PixelBudget(sizes["min_pixels"], sizes["max_pixels"]),
+            _video_budget(video, PixelBudget(sizes["min_pixels"], sizes["max_pixels"])),
         )
 
     def open(
@@ -128,13 +139,62 @@ class Processor:
             return image_patches(open_image(part.source, limits=limits), self.geometry, budget)
         key = hashlib.sha256(encoded[0]).digest(), self.geometry, budget
         patches = store.get(key)
-        if patches is None:
+        if not isinstance(patches, ImagePatches):
             patches = image_patches(decode(*encoded, limits), self.geometry, budget)
             store.put(key, patches, patches.patches.nbytes)
         elif limits.budget is not None:
             # What a request may hold does not depend on what others asked before.
             limits.budget.charge_pixels(patches.source_size[0] * patches.source_size[1])
         return patches
+
+    def open_video(
+        self,
+        part: VideoPart,
+        wishes: VideoWishes,
+        context: int,
+        *,
+        store: PatchStore | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
+    ) -> VideoPatches:
+        """Take frames of a video and cut them, unless that was done before.
+
+        Args:
+            part: The video, whose own wishes go first.
+            wishes: The call's.
+            context: Tokens of the model's context, half of which the video may fill where nobody
+                says how many pixels it may have.
+            store: Videos that were cut before, by their encoded bytes; None to cut anew.
+            limits: What it may cost and where it may come from.
+
+        Raises:
+            MediaError: It cannot be read.
+            OptionError: Wishes that contradict each other.
+            ContextError: It takes more tokens than the context has.
+        """
+        if isinstance(part.source, VideoPatches):
+            return part.source
+        depth, token = self.geometry.temporal_patch_size, self.geometry.factor**2
+        half = context // 2 * token
+        usual = replace(self.video, total_pixels=min(self.video.total_pixels, half))
+        budget = part.wishes.over(wishes).applied(replace(usual, most_tokens=context), depth)
+        if isinstance(part.source, np.ndarray) or _is_list(part.source):
+            return self._listed(part.source, budget, limits)
+        with open_video(part.source, limits) as (file, name):
+            key = None if store is None else (_digest(file), self.geometry, budget)
+            kept = None if store is None or key is None else store.get(key)
+            if isinstance(kept, VideoPatches):
+                return kept
+            video = read_film(file, name, self.geometry, budget, limits.video)
+        if store is not None and key is not None:
+            store.put(key, video, video.patches.nbytes)
+        return video
+
+    def _listed(self, frames: Any, budget: VideoBudget, limits: MediaLimits) -> VideoPatches:
+        if len(frames) > limits.video.max_frames:
+            most = limits.video.max_frames
+            raise MediaError(f"a video of {len(frames)} frames came, at most {most} pass")
+        pictures = [open_image(frame, limits=limits) for frame in frames]
+        return listed_frames(pictures, self.geometry, budget)
 
     def _budget(
         self, part: ImagePart, min_pixels: int | None, max_pixels: int | None
@@ -151,6 +211,44 @@ class Processor:
 
 def _first(*values: int | None) -> int:
     return next(value for value in values if value is not None)
+
+
+def _is_list(source: object) -> bool:
+    return isinstance(source, Sequence) and not isinstance(
+        source, (str, bytes, bytearray, memoryview)
+    )
+
+
+def _digest(file: BinaryIO) -> bytes:
+    """SHA-256 of all of a file."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(2**20):
+        sha.update(part)
+    return sha.digest()
+
+
+def _pixel_limits(raw: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Least and most pixels; newer files name them as edges, but they are numbers of pixels."""
+    size = raw.get("size") or {}
+    least = raw.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge")
+    most = raw.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge")
+    return least, most
+
+
+def _video_budget(raw: Mapping[str, Any], pictures: PixelBudget) -> VideoBudget:
+    """The usual budget with what a video processor's settings say.
+
+    A checkpoint whose pictures are smaller than the family's frames has its frames as small.
+    """
+    least, most = _pixel_limits(raw)
+    most = most or min(USUAL.max_pixels, pictures.max_pixels)
+    least = least or (USUAL.min_pixels if USUAL.min_pixels <= most else pictures.min_pixels)
+    said = {key: raw[key] for key in ("fps", "min_frames", "max_frames") if raw.get(key)}
+    try:
+        return replace(USUAL, min_pixels=least, max_pixels=most, **said)
+    except (OptionError, TypeError):
+        raise CheckpointError("the video processor's settings contradict each other") from None
 
 
 def _channels(raw: Mapping[str, Any], key: str) -> tuple[float, float, float]:

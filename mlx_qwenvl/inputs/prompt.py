@@ -18,15 +18,25 @@ import numpy as np
 
 from mlx_qwenvl.errors import CheckpointError, ContextError, PromptError
 from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.messages import ImagePart, Message, Part, TextPart, TokensPart
+from mlx_qwenvl.inputs.messages import (
+    ImagePart,
+    MediaPart,
+    Message,
+    Part,
+    TextPart,
+    TokensPart,
+)
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.inputs.turns import said_plainly
+from mlx_qwenvl.inputs.video import Seen, VideoPatches, View
+from mlx_qwenvl.inputs.video_part import VideoPart
 from mlx_qwenvl.json_file import read_json
 
 if TYPE_CHECKING:
     import jinja2
 
 IMAGE_PAD = "<|image_pad|>"
+VIDEO_PAD = "<|video_pad|>"
 
 # The family's dialogue form, for folders that come without a template of their own.
 BUILT_IN_TEMPLATE = (
@@ -40,6 +50,7 @@ BUILT_IN_TEMPLATE = (
     "{% else %}"
     "{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}"
     "{% endif %}"
@@ -51,7 +62,7 @@ BUILT_IN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class ImageSlot:
-    """Where a picture stands in a prompt.
+    """Where a picture or a video stands in a prompt.
 
     Attributes:
         start: Index of its first slot; it fills `image.n_tokens` of them.
@@ -59,7 +70,16 @@ class ImageSlot:
     """
 
     start: int
-    image: ImagePatches
+    image: Seen
+
+    @property
+    def views(self) -> list[tuple[int, View]]:
+        """What the vision tower looks at on its own, each with the index of its first slot."""
+        placed, start = [], self.start
+        for view in self.image.views:
+            placed.append((start, view))
+            start += view.n_tokens
+        return placed
 
 
 @dataclass(frozen=True)
@@ -67,16 +87,28 @@ class Prompt:
     """What the model is given.
 
     Attributes:
-        token_ids: [L] int32, every slot holding the image token.
-        slots: Its pictures in order.
+        token_ids: [L] int32, every slot holding the image token or the video token.
+        slots: Its pictures and videos in order.
+        counts_seconds: Whether the model places the frames of a video by seconds.
     """
 
     token_ids: np.ndarray
     slots: tuple[ImageSlot, ...]
+    counts_seconds: bool = False
 
     @property
     def image_tokens(self) -> int:
         """Slots that pictures fill."""
+        return sum(s.image.n_tokens for s in self.slots if isinstance(s.image, ImagePatches))
+
+    @property
+    def video_tokens(self) -> int:
+        """Slots that videos fill."""
+        return sum(s.image.n_tokens for s in self.slots if isinstance(s.image, VideoPatches))
+
+    @property
+    def seen_tokens(self) -> int:
+        """Slots that either fill."""
         return sum(slot.image.n_tokens for slot in self.slots)
 
 
@@ -138,6 +170,7 @@ def build_prompt(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     open_image: Callable[[ImagePart], ImagePatches],
+    open_video: Callable[[VideoPart], VideoPatches] | None = None,
     *,
     add_generation_prompt: bool = True,
 ) -> Prompt:
@@ -149,12 +182,21 @@ def build_prompt(
         template: The checkpoint's.
         tokenizer: The checkpoint's.
         open_image: Turns a picture into patches.
+        open_video: Turns a video into patches; None where none may come.
         add_generation_prompt: Whether the assistant's turn is opened.
 
     Raises:
-        MediaError: A picture cannot be read.
+        MediaError: A picture or a video cannot be read.
         PromptError: Nothing was asked, or the template lost something.
     """
+
+    def opened(part: MediaPart) -> Seen:
+        if isinstance(part, ImagePart):
+            return open_image(part)
+        if open_video is None:
+            raise PromptError("a video came where only pictures are taken", "messages")
+        return open_video(part)
+
     if not any(_has_content(message) for message in messages):
         raise PromptError("the prompt is empty; expected some text or an image", "messages")
     begun: Message | None = None
@@ -169,12 +211,12 @@ def build_prompt(
     messages = said_plainly(messages)
     marked = _Marked.of(messages)
     rendered = template.render(marked.messages, add_generation_prompt=add_generation_prompt)
-    images = [part for m in messages for part in m.parts if isinstance(part, ImagePart)]
+    media = [part for m in messages for part in m.parts if isinstance(part, MediaPart)]
     pieces = marked.restore(rendered, tokenizer)
     if begun is not None:
         # Not joined to the template's text: the model's own answer would not be either.
         pieces += [_as_generated(part, tokenizer) for part in begun.parts]
-    return _tokens(pieces, [open_image(part) for part in images], tokenizer)
+    return _tokens(pieces, [opened(part) for part in media], tokenizer)
 
 
 def check_length(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
@@ -213,9 +255,9 @@ def text_prompt(text: str | Sequence[int], tokenizer: Tokenizer, context: int) -
     ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
     if not ids:
         raise PromptError("the prompt is empty; expected some text", "prompt")
-    image_id = tokenizer.token_id(IMAGE_PAD)
+    pads = {tokenizer.special_ids.get(pad) for pad in (IMAGE_PAD, VIDEO_PAD)}
     for index in ids:
-        if index == image_id or not tokenizer.token_bytes(index):
+        if index in pads or not tokenizer.token_bytes(index):
             raise PromptError(f"the prompt has token {index}, which stands for no text", "prompt")
     return Prompt(np.array(ids, dtype=np.int32), ())
 
@@ -232,7 +274,8 @@ def _as_generated(part: Part, tokenizer: Tokenizer) -> TokensPart:
         return part
     if isinstance(part, TextPart):
         return TokensPart(tuple(tokenizer.encode(part.text)))
-    raise PromptError("the answer was begun with an image; expected text", "messages")
+    what = "an image" if isinstance(part, ImagePart) else "a video"
+    raise PromptError(f"the answer was begun with {what}; expected text", "messages")
 
 
 @dataclass(frozen=True)
@@ -264,16 +307,16 @@ class _Marked:
         plain = []
         for message in messages:
             content: str | list[dict[str, str]]
-            if any(isinstance(part, ImagePart) for part in message.parts):
+            if any(isinstance(part, MediaPart) for part in message.parts):
                 content = [
-                    {"type": "image"}
-                    if isinstance(part, ImagePart)
+                    {"type": "image" if isinstance(part, ImagePart) else "video"}
+                    if isinstance(part, MediaPart)
                     else {"type": "text", "text": mark(part)}
                     for part in message.parts
                 ]
             else:
                 content = "".join(
-                    mark(part) for part in message.parts if not isinstance(part, ImagePart)
+                    mark(part) for part in message.parts if not isinstance(part, MediaPart)
                 )
             plain.append({"role": message.role, "content": content})
         return cls(plain, contents, re.compile(f"(\x02{nonce}:[0-9]+\x03)"))
@@ -308,13 +351,16 @@ def _append_text(pieces: list[_Piece], text: str) -> None:
         pieces.append(text)
 
 
-def _tokens(pieces: list[_Piece], images: list[ImagePatches], tokenizer: Tokenizer) -> Prompt:
-    image_id = tokenizer.token_id(IMAGE_PAD)
-    placeholders = pieces.count(_Special(IMAGE_PAD))
-    if placeholders != len(images):
-        raise PromptError(
-            f"{len(images)} images came, but the chat template made {placeholders} places for them"
-        )
+def _tokens(pieces: list[_Piece], media: list[Seen], tokenizer: Tokenizer) -> Prompt:
+    pictures: list[Seen] = [seen for seen in media if isinstance(seen, ImagePatches)]
+    videos: list[Seen] = [seen for seen in media if isinstance(seen, VideoPatches)]
+    waiting = {IMAGE_PAD: iter(pictures), VIDEO_PAD: iter(videos)}
+    for pad, kind, given in ((IMAGE_PAD, "images", pictures), (VIDEO_PAD, "videos", videos)):
+        places = pieces.count(_Special(pad))
+        if places != len(given):
+            raise PromptError(
+                f"{len(given)} {kind} came, but the chat template made {places} places for them"
+            )
     ids: list[int] = []
     slots: list[ImageSlot] = []
     for piece in pieces:
@@ -322,10 +368,10 @@ def _tokens(pieces: list[_Piece], images: list[ImagePatches], tokenizer: Tokeniz
             ids += piece.token_ids
         elif isinstance(piece, str):
             ids += tokenizer.encode(piece)
-        elif piece.content == IMAGE_PAD:
-            image = images[len(slots)]
-            slots.append(ImageSlot(len(ids), image))
-            ids += [image_id] * image.n_tokens
+        elif piece.content in waiting:
+            seen = next(waiting[piece.content])
+            slots.append(ImageSlot(len(ids), seen))
+            ids += [tokenizer.token_id(piece.content)] * seen.n_tokens
         else:
             ids.append(tokenizer.special_ids[piece.content])
     return Prompt(np.array(ids, dtype=np.int32), tuple(slots))

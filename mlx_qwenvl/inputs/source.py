@@ -8,14 +8,16 @@ from __future__ import annotations
 import binascii
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, unquote_to_bytes
 
 from mlx_qwenvl.errors import MediaError, OptionError
 from mlx_qwenvl.inputs.rooted import open_under
-from mlx_qwenvl.inputs.sniff import format_of, looks_like
+from mlx_qwenvl.inputs.sniff import container_of, format_of, looks_like
 
 if TYPE_CHECKING:
     from mlx_qwenvl.inputs.fetch import FetchLimits
@@ -24,6 +26,9 @@ __all__ = [
     "DEFAULT_LIMITS",
     "MediaBudget",
     "MediaLimits",
+    "VideoLimits",
+    "locate",
+    "open_path",
     "read_file",
     "read_path",
     "read_text",
@@ -66,6 +71,31 @@ class MediaBudget:
 
 
 @dataclass(frozen=True)
+class VideoLimits:
+    """What one video may cost beside what its frames cost as pictures.
+
+    Attributes:
+        max_bytes: Size of the encoded video, in bytes; a file on disk is read as it is decoded.
+        max_seconds: Of it, whatever its header says.
+        max_frames: Of it, whether they are taken or not.
+        max_pixels: Width times height of a frame as stored.
+        work_s: For reading and decoding it, in seconds.
+    """
+
+    max_bytes: int = 8 * 2**30
+    max_seconds: float = 4 * 3600.0
+    max_frames: int = 1_000_000
+    max_pixels: int = 8192 * 4320
+    work_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        """Refuses limits that no video can meet."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise OptionError(f"{name} is {value}, expected a number above 0")
+
+
+@dataclass(frozen=True)
 class MediaLimits:
     """What one picture may cost, and where it may come from.
 
@@ -79,6 +109,7 @@ class MediaLimits:
             start; None for the whole disk, from the current folder.
         files_hint: Said where text names a file that is not opened: how to have it opened.
         budget: Shared by the pictures of one request; None for no limit beside those of each.
+        video: What one video may cost.
     """
 
     max_bytes: int = 256 * 2**20  # bytes
@@ -89,6 +120,7 @@ class MediaLimits:
     root: Path | None = None
     files_hint: str = ""
     budget: MediaBudget | None = None
+    video: VideoLimits = VideoLimits()
 
     def __post_init__(self) -> None:
         """Refuses limits that no picture can meet."""
@@ -105,6 +137,18 @@ def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
 
     Where a root is set, text comes from a stranger, and base64 is tried before a path.
     """
+    found, name = locate(text, limits)
+    return (read_path(found, limits) if isinstance(found, str) else found), name
+
+
+def locate(text: str, limits: MediaLimits, what: str = "picture") -> tuple[bytes | str, str]:
+    """What text names, and a name for messages: the bytes that it holds or leads to, or a path.
+
+    Args:
+        text: As of `read_text`.
+        limits: What it may cost and where it may come from.
+        what: Is looked for.
+    """
     stripped = text.strip()
     if not stripped:
         raise MediaError("the text is empty; expected a path, a URL or base64")
@@ -118,24 +162,24 @@ def read_text(text: str, limits: MediaLimits) -> tuple[bytes, str]:
             hint = limits.files_hint and f"; {limits.files_hint}"
             raise MediaError(f"a file: URL names a local file, which is not opened here{hint}")
         path = re.sub(r"^//(localhost(?=/))?", "", unquote(stripped[5:]))
-        return read_path(path, limits), shown(path)
+        return path, shown(path)
     if limits.local_files and limits.root is None:
         for path in (text, stripped):
             if _exists(path):
-                return read_path(path, limits), shown(path)
+                return path, shown(path)
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]{1,20})://", stripped):
         raise MediaError(f"{match[1]}: URLs are not opened; expected http, https, data or file")
     data = _from_base64(stripped, limits)
-    if data and (format_of(data) or looks_like(data)):
+    if data and (format_of(data) or container_of(data) or looks_like(data)):
         return data, "the base64 text"
     if limits.local_files and len(stripped) <= 1024:
         if limits.root is not None:
-            return read_path(stripped, limits), shown(stripped)
+            return stripped, shown(stripped)
         if len(stripped) <= 256:
             raise MediaError(f"{shown(text)}: no such file")
     expected = "a file, a URL or base64" if limits.local_files else "a URL or base64"
     hint = "" if limits.local_files or not limits.files_hint else f"; {limits.files_hint}"
-    raise MediaError(f"text of {len(text)} characters names no picture; expected {expected}{hint}")
+    raise MediaError(f"text of {len(text)} characters names no {what}; expected {expected}{hint}")
 
 
 def _read_url(url: str, limits: MediaLimits) -> tuple[bytes, str]:
@@ -197,20 +241,33 @@ def _exists(path: str) -> bool:
 
 
 def read_path(path: str, limits: MediaLimits) -> bytes:
-    """Reads a file; a leading tilde is the home folder, unless a root is set."""
+    """Reads a file; errors as of `open_path`."""
+    with open_path(path, limits) as file:
+        return read_file(file, shown(path), limits)
+
+
+@contextmanager
+def open_path(path: str, limits: MediaLimits, what: str = "picture") -> Iterator[BinaryIO]:
+    """Opens a file; a leading tilde is the home folder, unless a root is set.
+
+    Raises:
+        MediaError: There is none that may be opened.
+    """
     name = shown(path)
     if limits.root is not None:
         with open_under(limits.root, path, name) as file:
-            return read_file(file, name, limits)
+            yield file
+        return
     try:
-        with Path(path).expanduser().open("rb") as file:
-            return read_file(file, name, limits)
+        file = Path(path).expanduser().open("rb")
     except (FileNotFoundError, ValueError, RuntimeError):  # as in `_exists`
         raise MediaError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise MediaError(f"{name}: is a folder; expected a picture file") from None
+        raise MediaError(f"{name}: is a folder; expected a {what} file") from None
     except OSError as error:
         raise MediaError(f"{name}: {error.strerror or 'cannot be opened'}") from None
+    with file:
+        yield file
 
 
 def read_file(file: Any, name: str, limits: MediaLimits) -> bytes:

@@ -85,6 +85,10 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no special token {content}")
         return self.special_ids[content]
 
+    def has_token(self, content: str) -> bool:
+        """Whether a text is one token."""
+        return self._backend.token_to_id(content) is not None
+
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids, special tokens spelled out, bytes that are no UTF-8 replaced."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")

@@ -25,11 +25,13 @@ class Rotation:
         positions: [3, B, L] int32 (time, height, width); [3, 1, L] where all rows stand alike.
         inverse: Rotary frequencies [D / 2] float32 in radians per position.
         section: Frequencies given to time, height and width; they sum to D / 2.
+        interleaved: Whether these take turns (see `axes_of`) instead of following one another.
     """
 
     positions: mx.array
     inverse: mx.array
     section: tuple[int, int, int]
+    interleaved: bool = False
 
     _whole: dict[int, tuple[mx.array, mx.array]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -59,12 +61,26 @@ class Rotation:
     @cached_property
     def _host_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """What `tables` gives: on the host a step costs less than as many small ops elsewhere."""
-        axis = np.repeat(np.arange(3), self.section)
-        chosen = np.array(self.positions)[axis].transpose(1, 2, 0)  # [B, L, D / 2]
+        axes = axes_of(self.section, self.interleaved)
+        chosen = np.array(self.positions)[axes].transpose(1, 2, 0)  # [B, L, D / 2]
         angles = chosen.astype(np.float32) * np.array(self.inverse)
         sin = np.sin(angles)
         cos, signed = np.cos(angles)[:, :, None], np.stack([-sin, sin], axis=2)
         return cos[:, :, None], signed[:, :, None]
+
+
+def axes_of(section: tuple[int, int, int], interleaved: bool) -> np.ndarray:
+    """The axis (0 time, 1 height, 2 width) of each of D / 2 frequencies.
+
+    Interleaved, every second of three turns by height and every third by width, as long as their
+    sections last; what is left turns by time.
+    """
+    if not interleaved:
+        return np.repeat(np.arange(3), section)
+    axes = np.zeros(sum(section), dtype=np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * section[axis] : 3] = axis
+    return axes
 
 
 @fused_on_gpu
@@ -126,7 +142,9 @@ KERNEL = MetalKernel(
     float c = 1.0f;
     float s = 0.0f;
     if (first < Q + G) {  // groups of values alone need no angle; a SIMD-group agrees on that
-        uint axis = pair < TIME ? 0 : pair < TIME + HEIGHT ? 1 : 2;
+        uint turn = pair % 3;
+        uint axis = INTERLEAVED ? (pair < 3 * (turn == 1 ? HEIGHT : WIDTH) ? turn : 0)
+                                : (pair < TIME ? 0 : pair < TIME + HEIGHT ? 1 : 2);
         uint stand = ALIKE ? axis : axis * rows + row;
         float angle = static_cast<float>(positions[stand * tokens + token]) * inverse[pair];
         c = metal::precise::cos(angle);
@@ -185,7 +203,7 @@ def rotate_qkv(
         return rotate_qkv_twin(qkv, bias, rotation, heads, kv_heads)
     batch = qkv.size // (length * every * width)
     shared = 1 if batch * length <= FEW_TOKENS else share(every)
-    time, height, _ = rotation.section
+    time, height, along = rotation.section
     q, kv = KERNEL(
         [qkv, qkv if bias is None else bias, rotation.positions, rotation.inverse],
         template=[
@@ -195,6 +213,8 @@ def rotate_qkv(
             ("D", width),
             ("TIME", time),
             ("HEIGHT", height),
+            ("WIDTH", along),
+            ("INTERLEAVED", rotation.interleaved),
             ("SHARE", shared),
             ("ALIKE", rotation.positions.shape[1] == 1),
             ("BIASED", bias is not None),

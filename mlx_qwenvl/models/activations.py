@@ -1,4 +1,4 @@
-"""The three activations of the family, each one launch on a GPU."""
+"""The activations of the family, each one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def quick_gelu(x: mx.array) -> mx.array:
 def gelu(x: mx.array) -> mx.array:
     """Exact GELU, as in the merger."""
     return x * (1 + mx.erf(x / math.sqrt(2))) / 2
+
+
+@fused_on_gpu
+def tanh_gelu(x: mx.array) -> mx.array:
+    """GELU by a hyperbolic tangent, as in Qwen3-VL's tower."""
+    return x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) / 2
 
 
 @fused_on_gpu

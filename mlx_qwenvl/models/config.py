@@ -3,19 +3,23 @@
 Two layouts are in use: the hub's, with the decoder's keys at the top level, and that of
 Transformers 5, with `text_config` and `rope_parameters`. Both become the same frozen dataclasses.
 Nothing that a checkpoint states has a default here: a missing key is an error that names it.
+These are Qwen2-VL's shapes; a member of another shape derives its own from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.json_file import read_json
+from mlx_qwenvl.models.reader import Reader
 
-MODEL_TYPE = "qwen2_vl"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,44 @@ class VisionConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of a block's MLP."""
+        return 2
+
+    @property
+    def has_patch_bias(self) -> bool:
+        """Whether the patch embedding is stored with a bias."""
+        return False
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that the tower gives for one token."""
+        return self.hidden_size
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read `vision_config`."""
+        embed_dim = reader.integer("embed_dim")
+        return cls(
+            depth=reader.integer("depth"),
+            embed_dim=embed_dim,
+            num_heads=reader.integer("num_heads"),
+            mlp_dim=int(embed_dim * reader.number("mlp_ratio")),
+            hidden_size=reader.integer("hidden_size"),
+            in_channels=reader.integer("in_chans" if "in_chans" in reader.raw else "in_channels"),
+            patch_size=reader.integer("patch_size"),
+            spatial_merge_size=reader.integer("spatial_merge_size"),
+            temporal_patch_size=reader.integer("temporal_patch_size"),
+        )
+
+    def claims(self) -> list[tuple[bool, str]]:
+        """What has to hold for the tower to work, each with its words."""
+        return [
+            (self.embed_dim % self.num_heads == 0, "vision embed_dim is a multiple of num_heads"),
+            (self.head_dim % 4 == 0, "a vision head is a multiple of four wide"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -85,12 +127,78 @@ class TextConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def mlp_words(self) -> str:
+        """What an MLP is, for people."""
+        return f"MLP of {self.intermediate_size}"
+
+    @property
+    def mlp_values(self) -> int:
+        """Numbers that an MLP makes of one token: gate, up and their product."""
+        return 3 * self.intermediate_size
+
+    @property
+    def active_experts(self) -> Fraction:
+        """The part of the experts that a token is computed with."""
+        return Fraction(1)
+
+    @property
+    def attention_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return True
+
+    @property
+    def mrope_interleaved(self) -> bool:
+        """Whether the frequencies of the three axes take turns."""
+        return False
+
+    @classmethod
+    def read(cls, root: Reader, text: Reader) -> Self:
+        """Read the decoder's keys.
+
+        Args:
+            root: The whole file.
+            text: The section that holds them, which may be the same.
+        """
+        rope = text.section("rope_parameters" if "rope_parameters" in text.raw else "rope_scaling")
+        # Transformers 5 writes the flag at the root; before, it stood beside the decoder's keys.
+        tied = (section.raw.get("tie_word_embeddings", False) for section in (root, text))
+        return cls(
+            vocab_size=text.integer("vocab_size"),
+            hidden_size=text.integer("hidden_size"),
+            num_hidden_layers=text.integer("num_hidden_layers"),
+            intermediate_size=text.integer("intermediate_size"),
+            num_attention_heads=text.integer("num_attention_heads"),
+            num_key_value_heads=text.integer("num_key_value_heads"),
+            rms_norm_eps=text.number("rms_norm_eps"),
+            rope_theta=(rope if "rope_theta" in rope.raw else text).number("rope_theta"),
+            mrope_section=rope.three_integers("mrope_section"),
+            max_position_embeddings=text.integer("max_position_embeddings"),
+            tie_word_embeddings=any(tied),
+        )
+
+    def claims(self) -> list[tuple[bool, str]]:
+        """What has to hold for the decoder to work, each with its words."""
+        heads = self.num_attention_heads
+        return [
+            (heads * self.head_dim == self.hidden_size, "hidden_size is a multiple of heads"),
+            (
+                heads % self.num_key_value_heads == 0,
+                "num_attention_heads is a multiple of num_key_value_heads",
+            ),
+            (2 * sum(self.mrope_section) == self.head_dim, "mrope_section sums to half a head"),
+        ]
+
 
 @dataclass(frozen=True)
 class Config:
-    """A whole Qwen2-VL.
+    """A whole model.
 
     Attributes:
+        vision_type: What `vision_config` is read into.
+        text_type: What the decoder's keys are read into.
+        is_nested: Whether the hub's own files have the decoder's keys in `text_config`, and its
+            names begin as those of Transformers 5 do.
         vision: The vision tower.
         text: The decoder.
         image_token_id: Id that fills an image's slots in a prompt.
@@ -98,6 +206,10 @@ class Config:
         vision_start_token_id: Id before the slots of a picture.
         vision_end_token_id: Id after them.
     """
+
+    vision_type: ClassVar[type[VisionConfig]] = VisionConfig
+    text_type: ClassVar[type[TextConfig]] = TextConfig
+    is_nested: ClassVar[bool] = False
 
     vision: VisionConfig
     text: TextConfig
@@ -111,7 +223,7 @@ class Config:
         """Read `config.json` of a model folder.
 
         Raises:
-            CheckpointError: The file is missing, is no JSON object, or is not a Qwen2-VL.
+            CheckpointError: The file is missing, is no JSON object, or is of another family.
         """
         return cls.from_dict(read_json(folder / "config.json"))
 
@@ -122,67 +234,55 @@ class Config:
         Raises:
             CheckpointError: Another family, a missing key, or a value of the wrong type.
         """
+        # Not at the top: the members' classes are built on this file.
+        from mlx_qwenvl.models.families import MEMBERS
+
         model_type = raw.get("model_type")
-        if model_type != MODEL_TYPE:
+        if not isinstance(model_type, str) or model_type not in MEMBERS:
             raise CheckpointError(
-                f"this is a {model_type!r} checkpoint; only {MODEL_TYPE!r} models are supported"
+                f"this is a {model_type!r} checkpoint; only {', '.join(map(repr, MEMBERS))} models "
+                "are supported"
             )
-        root = _Reader(raw, "")
+        root = Reader(raw, "")
         _refuse_other_quantization(root)
-        text = root.section("text_config") if "text_config" in raw else root
-        config = cls(
-            vision=_vision(root.section("vision_config")),
-            text=_text(root, text),
+        config = MEMBERS[model_type].config_type.read(root)
+        config.check()
+        return config
+
+    @classmethod
+    def read(cls, root: Reader) -> Self:
+        """Read the whole file of a member."""
+        text = root.section("text_config") if "text_config" in root.raw else root
+        return cls(
+            vision=cls.vision_type.read(root.section("vision_config")),
+            text=cls.text_type.read(root, text),
             image_token_id=root.integer("image_token_id"),
             video_token_id=root.integer("video_token_id"),
             vision_start_token_id=root.integer("vision_start_token_id"),
             vision_end_token_id=root.integer("vision_end_token_id"),
         )
-        _check(config)
-        return config
+
+    def claims(self) -> list[tuple[bool, str]]:
+        """What has to hold for the model to work, each with its words."""
+        fits = self.vision.hidden_size == self.text.hidden_size
+        return [
+            *self.vision.claims(),
+            *self.text.claims(),
+            (fits, "the merger ends in the decoder's width"),
+        ]
+
+    def check(self) -> None:
+        """See that the parts fit.
+
+        Raises:
+            CheckpointError: They do not.
+        """
+        for holds, claim in self.claims():
+            if not holds:
+                raise CheckpointError(f"config.json contradicts itself: expected that {claim}")
 
 
-def _vision(reader: _Reader) -> VisionConfig:
-    embed_dim = reader.integer("embed_dim")
-    return VisionConfig(
-        depth=reader.integer("depth"),
-        embed_dim=embed_dim,
-        num_heads=reader.integer("num_heads"),
-        mlp_dim=int(embed_dim * reader.number("mlp_ratio")),
-        hidden_size=reader.integer("hidden_size"),
-        in_channels=reader.integer("in_chans" if "in_chans" in reader.raw else "in_channels"),
-        patch_size=reader.integer("patch_size"),
-        spatial_merge_size=reader.integer("spatial_merge_size"),
-        temporal_patch_size=reader.integer("temporal_patch_size"),
-    )
-
-
-def _text(root: _Reader, text: _Reader) -> TextConfig:
-    nested = "rope_parameters" in text.raw
-    rope = text.section("rope_parameters" if nested else "rope_scaling")
-    section = rope.raw.get("mrope_section")
-    if not (isinstance(section, list) and len(section) == 3 and all(map(_is_integer, section))):
-        raise CheckpointError(
-            f"config.json: {rope.path('mrope_section')} is {section!r}, expected three integers"
-        )
-    # Transformers 5 writes the flag at the root; before, it stood beside the decoder's keys.
-    tied = root.raw.get("tie_word_embeddings", False) or text.raw.get("tie_word_embeddings", False)
-    return TextConfig(
-        vocab_size=text.integer("vocab_size"),
-        hidden_size=text.integer("hidden_size"),
-        num_hidden_layers=text.integer("num_hidden_layers"),
-        intermediate_size=text.integer("intermediate_size"),
-        num_attention_heads=text.integer("num_attention_heads"),
-        num_key_value_heads=text.integer("num_key_value_heads"),
-        rms_norm_eps=text.number("rms_norm_eps"),
-        rope_theta=(rope if "rope_theta" in rope.raw else text).number("rope_theta"),
-        mrope_section=(section[0], section[1], section[2]),
-        max_position_embeddings=text.integer("max_position_embeddings"),
-        tie_word_embeddings=bool(tied),
-    )
-
-
-def _refuse_other_quantization(root: _Reader) -> None:
+def _refuse_other_quantization(root: Reader) -> None:
     """MLX's own formats are told from the tensors' shapes; other tools name their method."""
     stated = root.raw.get("quantization_config")
     if isinstance(stated, dict) and "quant_method" in stated:
@@ -190,62 +290,3 @@ def _refuse_other_quantization(root: _Reader) -> None:
             f"the checkpoint is quantized with {stated['quant_method']!r}; "
             "only MLX quantization or full precision can be loaded"
         )
-
-
-def _check(config: Config) -> None:
-    vision, text = config.vision, config.text
-    claims = [
-        (vision.embed_dim % vision.num_heads == 0, "vision embed_dim is a multiple of num_heads"),
-        (vision.head_dim % 4 == 0, "a vision head is a multiple of four wide"),
-        (text.hidden_size % text.num_attention_heads == 0, "hidden_size is a multiple of heads"),
-        (
-            text.num_attention_heads % text.num_key_value_heads == 0,
-            "num_attention_heads is a multiple of num_key_value_heads",
-        ),
-        (2 * sum(text.mrope_section) == text.head_dim, "mrope_section sums to half a head"),
-        (vision.hidden_size == text.hidden_size, "the merger ends in the decoder's width"),
-    ]
-    for holds, claim in claims:
-        if not holds:
-            raise CheckpointError(f"config.json contradicts itself: expected that {claim}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-class _Reader:
-    """Typed look-ups in one section of `config.json` whose errors name the full key."""
-
-    def __init__(self, raw: Mapping[str, Any], name: str) -> None:
-        self.raw = raw
-        self.name = name
-
-    def path(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
-
-    def section(self, key: str) -> _Reader:
-        value = self._get(key)
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, "an object")
-        return _Reader(value, self.path(key))
-
-    def integer(self, key: str) -> int:
-        value = self._get(key)
-        if not _is_integer(value) or value < 0:
-            raise self._wrong(key, value, "a whole number")
-        return int(value)
-
-    def number(self, key: str) -> float:
-        value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise self._wrong(key, value, "a positive number")
-        return float(value)
-
-    def _get(self, key: str) -> Any:
-        if key not in self.raw:
-            raise CheckpointError(f"config.json has no {self.path(key)!r}")
-        return self.raw[key]
-
-    def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
-        return CheckpointError(f"config.json: {self.path(key)} is {value!r}, expected {expected}")

@@ -51,8 +51,14 @@ class Share:
         return replace(text, intermediate_size=text.intermediate_size // self.size)
 
     def part(self, length: int) -> slice:
-        """This rank's part of an axis that the ranks share evenly."""
-        part = length // self.size
+        """This rank's part of an axis.
+
+        Raises:
+            OptionError: The ranks cannot share it evenly.
+        """
+        part, left = divmod(length, self.size)
+        if left:
+            raise OptionError(f"{self.size} ranks cannot share {length} rows or columns evenly")
         return slice(self.rank * part, (self.rank + 1) * part)
 
 
@@ -60,23 +66,23 @@ def check_share(config: TextConfig, size: int) -> None:
     """Refuse a number of ranks that cannot share a decoder evenly.
 
     Raises:
-        OptionError: Heads or rows would be left over.
+        OptionError: Heads would be left over.
     """
-    heads, width = config.num_key_value_heads, config.intermediate_size
+    heads = config.num_key_value_heads
     if heads % size:
         fitting = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
         raise OptionError(
             f"{size} ranks cannot share {heads} key-value heads evenly; "
             + (f"this model runs on {fitting}" if fitting else "this model runs on one")
         )
-    if width % size:
-        raise OptionError(f"{size} ranks cannot share an MLP of {width} columns evenly")
 
 
 def keep_rows(layer: nn.Module, share: Share) -> None:
-    """Leave of a linear layer, quantized or not, the outputs of one rank."""
+    """Leave of a linear layer, quantized or not, or of one for each expert, a rank's outputs."""
     for name in _arrays(layer):
-        layer[name] = layer[name][share.part(layer[name].shape[0])]
+        array = layer[name]
+        axis = max(array.ndim - 2, 0)
+        layer[name] = array[(slice(None),) * axis + (share.part(array.shape[axis]),)]
 
 
 def keep_columns(layer: nn.Module, share: Share) -> None:

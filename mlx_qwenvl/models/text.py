@@ -7,9 +7,11 @@ key-value heads. Between the layers tokens are rows [N, D]: only attention asks 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_qwenvl.kernels.ops import Ops
 from mlx_qwenvl.kernels.rotate_qkv import Rotation
@@ -32,11 +34,12 @@ class Attention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.scale = self.head_dim**-0.5
-        width, kv_width = config.hidden_size, self.num_kv_heads * self.head_dim
-        self.q_proj = Dense(width, width, bias=True)
-        self.k_proj = Dense(width, kv_width, bias=True)
-        self.v_proj = Dense(width, kv_width, bias=True)
-        self.o_proj = Dense(width, width, bias=False)
+        width, bias = config.hidden_size, config.attention_bias
+        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = Dense(width, q_width, bias=bias)
+        self.k_proj = Dense(width, kv_width, bias=bias)
+        self.v_proj = Dense(width, kv_width, bias=bias)
+        self.o_proj = Dense(q_width, width, bias=False)
 
     def merge_projections(self) -> None:
         """Make one layer of the three, where their formats agree, and leave their bias to it."""
@@ -71,7 +74,7 @@ class Attention(nn.Module):
         qkv, bias = self._project(x)
         q, kv = self._ops.rotate_qkv(qkv, bias, rotation, self.num_heads, self.num_kv_heads)
         out = cache.attend(q, kv, self.scale, mask)
-        out = self.o_proj(out.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
+        out = self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], -1))
         return out if self._share is None else self._share.total(out)
 
 
@@ -110,13 +113,21 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm transformer layer, cut so that each residual add meets the norm behind it."""
+    """Pre-norm transformer layer, cut so that each residual add meets the norm behind it.
+
+    Attributes:
+        attention_type: Its attention.
+        mlp_type: Its MLP.
+    """
+
+    attention_type: ClassVar[type[Attention]] = Attention
+    mlp_type: ClassVar[type[nn.Module]] = MLP
 
     def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
         self._ops = ops
-        self.self_attn = Attention(config, ops)
-        self.mlp = MLP(config)
+        self.self_attn = self.attention_type(config, ops)
+        self.mlp = self.mlp_type(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -157,30 +168,58 @@ class DecoderLayer(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Embedding, decoder layers and the last norm."""
+    """Embedding, decoder layers and the last norm.
+
+    Attributes:
+        layer_type: Its layers.
+    """
+
+    layer_type: ClassVar[type[DecoderLayer]] = DecoderLayer
 
     def __init__(self, config: TextConfig, ops: Ops) -> None:
         super().__init__()
         self._ops = ops
         self.embed_tokens = DenseEmbedding(config.vocab_size, config.hidden_size)
-        self.layers = [DecoderLayer(config, ops) for _ in range(config.num_hidden_layers)]
+        layers = range(config.num_hidden_layers)
+        self.layers = [self.type_of(config, layer)(config, ops) for layer in layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self._rope = MRope(config.head_dim, config.rope_theta, config.mrope_section)
+        self._rope = MRope(
+            config.head_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved
+        )
 
-    def __call__(self, embeddings: mx.array, cache: Sequence[LayerCache] | None) -> mx.array:
+    def type_of(self, config: TextConfig, layer: int) -> type[DecoderLayer]:
+        """The class of one of the layers."""
+        return self.layer_type
+
+    def rotation(self, positions: np.ndarray) -> Rotation:
+        """Rotation of tokens at positions (time, height, width): [3, L], or [3, B, L] by row."""
+        return self._rope(positions)
+
+    def __call__(
+        self,
+        embeddings: mx.array,
+        cache: Sequence[LayerCache] | None,
+        additions: Sequence[tuple[int, Sequence[mx.array]]] = (),
+    ) -> mx.array:
         """Hidden states [B, L, D] after the last norm.
 
         Args:
             embeddings: [B, L, D].
             cache: One entry a layer; it holds the tokens' positions and receives keys and values.
+            additions: For runs of rows, the first of them, and what is added to them behind each
+                of the first layers, [n, D].
         """
         layer_caches = [KVCache() for _ in self.layers] if cache is None else cache
         first, length = layer_caches[0], embeddings.shape[1]
-        rotation = self._rope(first.positions.at(first.offset, length))
+        rotation = self.rotation(first.positions.at(first.offset, length))
         mask = first.make_mask(length)
         x, delta = embeddings.reshape(-1, embeddings.shape[-1]), None
-        for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
+        for index, (layer, layer_cache) in enumerate(zip(self.layers, layer_caches, strict=True)):
             x, delta = layer(x, delta, rotation, mask, layer_cache)
+            for begin, shares in additions:
+                if index < len(shares):
+                    end = begin + shares[index].shape[0]
+                    delta[begin:end] = delta[begin:end] + shares[index].astype(delta.dtype)
         return _add_norm(self._ops, x, delta, self.norm)[1].reshape(embeddings.shape)
 
 

@@ -2,7 +2,7 @@
 
 The tower takes a batch of pictures with the same grid, so attention needs no mask and the
 rotation is made once. Pictures of other sizes are another call. Of a large picture, everything but
-attention goes by blocks of rows.
+attention goes by blocks of rows. A video's temporal patches are pictures of T frames each.
 
 Axes: B pictures, N patches of one picture, K values of one patch, D the tower's width.
 """
@@ -10,7 +10,7 @@ Axes: B pictures, N patches of one picture, K values of one patch, D the tower's
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,11 +24,32 @@ from mlx_qwenvl.models.rope import Grid, vision_angles
 from mlx_qwenvl.models.rows import by_rows
 
 PIXEL_CENTRE = 128  # level from 0 to 255 that the patch embedding counts pixels from
-LAYER_NORM_EPS = 1e-6  # of every LayerNorm in the tower; checkpoints do not state it
+NORM_EPS = 1e-6  # of every norm in the tower; checkpoints do not state it
+
+Projected: TypeAlias = tuple[mx.array, mx.array, mx.array]
+"""Turned queries and keys, and values, each [B, H, N, head_dim]."""
+
+
+class PixelLinear(nn.Linear):
+    """A linear layer over pixels of one frame, and over what changed in the frames after it.
+
+    Attributes:
+        motion: [D, (T - 1) * K], for each later frame's pixels less the first one's.
+    """
+
+    def __init__(self, pixels: int, dim: int, frames: int) -> None:
+        super().__init__(pixels, dim)
+        self.motion = mx.zeros((dim, (frames - 1) * pixels))
+
+    def moved(self, later: mx.array, first: mx.array) -> mx.array:
+        """What later frames [..., (T - 1) * K] add to the vector of their first one [..., K]."""
+        pixels = first.shape[-1]
+        change = later.reshape(*first.shape[:-1], -1, pixels) - first[..., None, :]
+        return change.reshape(later.shape) @ self.motion.T
 
 
 class PatchEmbed(nn.Module):
-    """Patches of raw pixels to vectors, as one matmul.
+    """Patches of raw pixels to vectors, as one matmul, or two for a video.
 
     The checkpoint holds a 3-D convolution whose kernel is its stride, over normalized pixels of
     two frames. The loader folds the normalization into the weights and, as both frames of a still
@@ -37,13 +58,20 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        patch = config.in_channels * config.patch_size**2
-        self.proj = nn.Linear(patch, config.embed_dim)
+        self.pixels = config.in_channels * config.patch_size**2
+        self.proj = PixelLinear(self.pixels, config.embed_dim, config.temporal_patch_size)
 
     def __call__(self, patches: mx.array) -> mx.array:
-        """Embed patches [B, N, K] uint8, giving [B, N, D] float32."""
+        """Embed patches [B, N, K] uint8 of stills, or [B, N, T * K] of videos: [B, N, D] float32.
+
+        The columns of a video's patches are those of its first frame, its second, and so on.
+        """
         # In float32: pixel values are large beside their spread, which 8 bits of mantissa lose.
-        return self.proj(patches.astype(mx.float32) - PIXEL_CENTRE)
+        levels = patches.astype(mx.float32)
+        if levels.shape[-1] == self.pixels:
+            return self.proj(levels - PIXEL_CENTRE)
+        first, later = levels[..., : self.pixels], levels[..., self.pixels :]
+        return self.proj(first - PIXEL_CENTRE) + self.proj.moved(later, first)
 
 
 class VisionAttention(nn.Module):
@@ -64,13 +92,15 @@ class VisionAttention(nn.Module):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """What n queries get of N keys and values, all [B, H, ..., head_dim]: [B, n, D]."""
-        out = attend(q, k, v, self.scale).transpose(0, 2, 1, 3)
+        return self.join(attend(q, k, v, self.scale))
+
+    def join(self, out: mx.array) -> mx.array:
+        """What heads [B, H, n, head_dim] found, as one [B, n, D]."""
+        out = out.transpose(0, 2, 1, 3)
         return self.proj(out.reshape(*out.shape[:2], -1))
 
-    def project(
-        self, x: mx.array, cos: mx.array, sin: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Turned queries and keys, and values, each [B, H, N, head_dim], of x [B, N, D]."""
+    def project(self, x: mx.array, cos: mx.array, sin: mx.array) -> Projected:
+        """Turned queries and keys, and values, of x [B, N, D]."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q, k = self._ops.rotate_vision(qkv, cos, sin)
         return q, k, qkv[:, :, 2].transpose(0, 2, 1, 3)
@@ -90,41 +120,54 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Attributes:
+        norm_type: Its norms.
+        mlp_type: Its MLP.
+    """
+
+    norm_type: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm]] = nn.LayerNorm
+    mlp_type: ClassVar[type[nn.Module]] = VisionMLP
 
     def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm1 = self.norm_type(config.embed_dim, eps=NORM_EPS)
+        self.norm2 = self.norm_type(config.embed_dim, eps=NORM_EPS)
         self.attn = VisionAttention(config, ops)
-        self.mlp = VisionMLP(config)
+        self.mlp = self.mlp_type(config)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Transform x [B, N, D]; cos and sin are those of the attention."""
-        return self._transform(x + self.attn(self.norm1(x), cos, sin))
+        return self.transform(x + self.attn(self.norm1(x), cos, sin))
 
-    def project(
-        self, x: mx.array, cos: mx.array, sin: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def project(self, x: mx.array, cos: mx.array, sin: mx.array) -> Projected:
         """The first half of a call, for some rows: what the attention takes of them."""
         return self.attn.project(self.norm1(x), cos, sin)
 
     def finish(self, x: mx.array, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """The second half, for some rows and their queries; keys and values are those of all."""
-        return self._transform(x + self.attn.attend(q, k, v))
+        return self.transform(x + self.attn.attend(q, k, v))
 
-    def _transform(self, x: mx.array) -> mx.array:
+    def transform(self, x: mx.array) -> mx.array:
+        """The MLP's part, which treats every row alike."""
         (x,) = by_rows(lambda rows, _: (rows + self.mlp(self.norm2(rows)),), x)
         return x
 
 
 class PatchMerger(nn.Module):
-    """Four neighbouring patches become one token in the decoder's width."""
+    """Four neighbouring patches become one token in the decoder's width.
+
+    Attributes:
+        norm_type: Its norm.
+    """
+
+    norm_type: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm]] = nn.LayerNorm
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.merged_dim = config.embed_dim * config.spatial_merge_size**2
-        self.ln_q = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.ln_q = self.norm_type(config.embed_dim, eps=NORM_EPS)
         self.hidden_size = config.hidden_size
         # A list with a hole, because the checkpoint counts the activation: mlp.0 and mlp.2.
         self.mlp: list[Any] = [
@@ -132,6 +175,16 @@ class PatchMerger(nn.Module):
             {},
             WideningLinear(self.merged_dim, config.hidden_size),
         ]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Dtype of the activations."""
+        return self.ln_q.weight.dtype
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its matrices are held in fewer bits than they are multiplied in."""
+        return bool(self.mlp[0].weight.dtype.size < self.dtype.size)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Merge x [B, N, D] in merge order, giving [B, N / 4, hidden_size]."""
@@ -161,31 +214,40 @@ class Look:
 
 
 class VisionTransformer(nn.Module):
-    """The whole tower."""
+    """The whole tower.
+
+    Attributes:
+        block_type: Its blocks.
+        merger_type: What makes tokens of patches.
+    """
+
+    block_type: ClassVar[type[VisionBlock]] = VisionBlock
+    merger_type: ClassVar[type[nn.Module]] = PatchMerger
 
     def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.merge_size = config.spatial_merge_size
         self.patch_embed = PatchEmbed(config)
-        self.blocks = [VisionBlock(config, ops) for _ in range(config.depth)]
-        self.merger = PatchMerger(config)
+        self.blocks = [self.block_type(config, ops) for _ in range(config.depth)]
+        self.merger = self.merger_type(config)
 
     @property
     def dtype(self) -> mx.Dtype:
         """Dtype of the activations."""
-        return self.merger.ln_q.weight.dtype
+        return self.merger.dtype
 
     @property
     def is_narrow(self) -> bool:
         """Whether matrices are held in fewer bits than they are multiplied in."""
-        return bool(self.merger.mlp[0].weight.dtype.size < self.dtype.size)
+        return self.merger.is_narrow
 
     def __call__(self, patches: mx.array, grid: Grid) -> mx.array:
         """Encode pictures of one size.
 
         Args:
-            patches: [B, N, K] uint8 in merge order, N the product of the grid.
+            patches: [B, N, K] uint8 in merge order, N the product of the grid; [B, N, T * K] of
+                videos.
             grid: `grid_thw` of each of them.
 
         Returns:
@@ -204,10 +266,24 @@ class VisionTransformer(nn.Module):
 
     def go_on(self, look: Look, blocks: int) -> Look:
         """The same pictures some blocks on."""
-        x, end = look.x, look.blocks + blocks
-        for block in self.blocks[look.blocks : end]:
-            x = block(x, look.cos, look.sin)
-        return replace(look, x=x, blocks=end)
+        for block in self.blocks[look.blocks : look.blocks + blocks]:
+            look = self.passed(look, block(look.x, look.cos, look.sin))
+        return look
+
+    def passed(self, look: Look, x: mx.array) -> Look:
+        """The same pictures behind their next block, which has made x of them."""
+        return replace(look, x=x, blocks=look.blocks + 1)
+
+    def project(self, look: Look, rows: slice) -> Projected:
+        """What the next block's attention takes of some patches."""
+        block = self.blocks[look.blocks]
+        return block.project(look.x[:, rows], look.cos[rows], look.sin[rows])
+
+    def pass_block(
+        self, look: Look, rows: slice, q: mx.array, k: mx.array, v: mx.array
+    ) -> mx.array:
+        """Some patches behind the next block; queries, keys and values are those of all."""
+        return self.blocks[look.blocks].finish(look.x[:, rows], q[:, :, rows], k, v)
 
     def finish(self, look: Look) -> mx.array:
         """Features [B, N / 4, hidden_size] of pictures that have passed all blocks."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mlx_qwenvl.models.config import Config, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.files import FLOATS, HALVES, StoredTensor
 from mlx_qwenvl.weights.load import check_tensors, stays_narrow, stored_formats
 from mlx_qwenvl.weights.pad import stored_padding
@@ -23,12 +23,14 @@ from mlx_qwenvl.weights.recipes import Format
 # The first prefix that fits says which part a tensor belongs to.
 _PREFIXES = {
     "visual.merger.": "merger",
+    "visual.deepstack_merger_list.": "merger",
     "visual.": "vision tower",
     "model.embed_tokens.": "embeddings",
     "model.": "decoder",  # the layers and the last norm
     "lm_head.": "head",
 }
-PARTS = ("vision tower", "merger", "embeddings", "decoder", "head")
+_EXPERTS = ".switch_mlp."  # in the names of the decoder's experts, which are a part of their own
+PARTS = ("vision tower", "merger", "embeddings", "decoder", "experts", "head")
 FLOAT_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -108,11 +110,13 @@ class Description:
     def read_bytes_per_token(self, float_bytes: int, pads: bool = False) -> int:
         """Weights that one step of decoding reads: the decoder and the head, in bytes.
 
-        Of the embedding it reads one row, unless that is the head.
+        Of the embedding it reads one row, unless that is the head; of experts those of one token.
         """
         head = "embeddings" if self.config.text.tie_word_embeddings else "head"
-        read = (part for part in self.parts if part.name in ("decoder", head))
-        return sum(part.loaded_bytes(float_bytes, pads) for part in read)
+        share = {"decoder": Fraction(1), "experts": self.config.text.active_experts}
+        share[head] = Fraction(1)
+        read = (part for part in self.parts if part.name in share)
+        return int(sum(share[p.name] * p.loaded_bytes(float_bytes, pads) for p in read))
 
 
 def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
@@ -126,7 +130,7 @@ def describe(config: Config, tensors: dict[str, StoredTensor]) -> Description:
         CheckpointError: Weights are missing, superfluous or of another shape.
     """
     stored = check_tensors(tensors, config)
-    formats = stored_formats(Qwen2VL(config), stored)
+    formats = stored_formats(build(config), stored)
     by_part: dict[str, dict[str, StoredTensor]] = {name: {} for name in PARTS}
     for name, tensor in stored.items():
         by_part[_part_of(name)][name] = tensor
@@ -146,6 +150,8 @@ def format_name(form: Format) -> str:
 
 
 def _part_of(name: str) -> str:
+    if _EXPERTS in name:
+        return "experts"
     return next(part for prefix, part in _PREFIXES.items() if name.startswith(prefix))
 
 
@@ -171,7 +177,7 @@ def _part(
             counted[FLOAT_NAMES.get(tensor.dtype, tensor.dtype)] += 1
             dense.append(name)
         if path == PATCH_EMBED:
-            kept_bytes += _folded_bytes(vision)
+            kept_bytes += _folded_bytes(vision) if kind == "weight" else 0
         elif stays_narrow(name, tensor.shape) and tensor.dtype in HALVES:
             kept_bytes += tensor.nbytes
         elif tensor.dtype in FLOATS:
@@ -194,5 +200,6 @@ def _part(
 
 
 def _folded_bytes(vision: VisionConfig) -> int:
-    """Bytes of the loaded patch embedding: one frame's columns and a bias in float32."""
-    return 4 * vision.embed_dim * (vision.in_channels * vision.patch_size**2 + 1)
+    """Bytes of the loaded patch embedding: every frame's columns and a bias in float32."""
+    pixels = vision.in_channels * vision.patch_size**2
+    return 4 * vision.embed_dim * (vision.temporal_patch_size * pixels + 1)

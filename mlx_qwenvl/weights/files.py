@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from mlx_qwenvl.errors import CheckpointError
 from mlx_qwenvl.json_file import read_json
-from mlx_qwenvl.weights.names import canonical, is_derived
+from mlx_qwenvl.weights.names import canonical, halves, is_derived, is_turned
 
 INDEX_FILE = "model.safetensors.index.json"
 HALVES = ("F16", "BF16")
@@ -37,6 +37,21 @@ _NUMPY_DTYPES = {2: np.uint16, 4: np.uint32, 1: np.uint8}  # by bytes of one ite
 
 
 @dataclass(frozen=True)
+class TurnedPart:
+    """Columns of a stored tensor [E, in, columns], which are a tensor [E, out, in].
+
+    Attributes:
+        shape: The stored shape.
+        begin: The first column.
+        end: The column behind the last.
+    """
+
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """One tensor on disk.
 
@@ -47,6 +62,7 @@ class StoredTensor:
         dtype: Its safetensors dtype, such as "BF16".
         begin: Where its bytes begin in the file.
         nbytes: How many they are.
+        part: Which part of the stored bytes it is, or None for all as they are.
     """
 
     file: Path
@@ -55,11 +71,18 @@ class StoredTensor:
     dtype: str
     begin: int
     nbytes: int
+    part: TurnedPart | None = None
 
     @property
     def size(self) -> int:
         """Numbers in it."""
         return math.prod(self.shape)
+
+    def of(self, stored: mx.array) -> mx.array:
+        """The tensor, or rows of it, given the stored rows that it is part of."""
+        if self.part is None:
+            return stored
+        return stored[..., self.part.begin : self.part.end].swapaxes(-1, -2)
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -79,15 +102,37 @@ def by_canonical_name(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor
         CheckpointError: Two of them have one name.
     """
     found: dict[str, StoredTensor] = {}
-    for tensor in tensors:
-        name = canonical(tensor.key.rpartition("/")[2])
-        if is_derived(name):
+    for stored in tensors:
+        stored_name = canonical(stored.key.rpartition("/")[2])
+        if is_derived(stored_name):
             continue
-        if name in found:
-            first, second = found[name].file, tensor.file
-            raise CheckpointError(f"{name} is stored twice: in {first} and {second}")
-        found[name] = tensor
+        for name, tensor in _parts(stored_name, stored):
+            if name in found:
+                first, second = found[name].file, tensor.file
+                raise CheckpointError(f"{name} is stored twice: in {first} and {second}")
+            found[name] = tensor
     return found
+
+
+def _parts(name: str, stored: StoredTensor) -> list[tuple[str, StoredTensor]]:
+    """What a stored tensor is here, by its names."""
+    names, shape = halves(name), stored.shape
+    if not is_turned(name) or len(shape) != 3 or shape[2] % len(names):
+        return [(name, stored)]
+    experts, inputs, columns = shape
+    rows = columns // len(names)
+    return [
+        (
+            own,
+            replace(
+                stored,
+                shape=(experts, rows, inputs),
+                nbytes=stored.nbytes // len(names),
+                part=TurnedPart(shape, index * rows, (index + 1) * rows),
+            ),
+        )
+        for index, own in enumerate(names)
+    ]
 
 
 def open_file(file: Path) -> dict[str, mx.array]:
@@ -110,22 +155,27 @@ def read_rows(tensor: StoredTensor, begin: int, end: int) -> mx.array:
     Raises:
         CheckpointError: The file ends too early, or has a dtype that no checkpoint has.
     """
-    row_bytes = tensor.nbytes // tensor.shape[0]
+    shape = tensor.shape if tensor.part is None else tensor.part.shape
+    row_bytes = math.prod(shape[1:]) * item_bytes(tensor)
     raw = _read(tensor.file, tensor.begin + begin * row_bytes, (end - begin) * row_bytes)
-    return from_bytes(replace(tensor, shape=(end - begin, *tensor.shape[1:])), raw)
+    return tensor.of(from_bytes(tensor, raw, (end - begin, *shape[1:])))
 
 
-def from_bytes(tensor: StoredTensor, raw: bytes | bytearray) -> mx.array:
-    """An array of a tensor's shape and dtype, of bytes as they are stored.
+def item_bytes(tensor: StoredTensor) -> int:
+    """Bytes of one number of a tensor.
 
     Raises:
         CheckpointError: It has a dtype that no checkpoint has.
     """
     if tensor.dtype not in DTYPES:
         raise CheckpointError(f"{tensor.key} has dtype {tensor.dtype}, expected floats")
-    dtype = DTYPES[tensor.dtype]
-    items = np.frombuffer(raw, dtype=_NUMPY_DTYPES[dtype.size])
-    return mx.array(items.reshape(tensor.shape)).view(dtype)
+    return DTYPES[tensor.dtype].size
+
+
+def from_bytes(tensor: StoredTensor, raw: bytes | bytearray, shape: tuple[int, ...]) -> mx.array:
+    """An array of a tensor's dtype, of bytes as they are stored."""
+    items = np.frombuffer(raw, dtype=_NUMPY_DTYPES[item_bytes(tensor)])
+    return mx.array(items.reshape(shape)).view(DTYPES[tensor.dtype])
 
 
 def read_bytes(tensor: StoredTensor) -> bytes:

@@ -8,6 +8,11 @@ frames. For a still all frames are x, so with w = (sum of W over T) / (255 std)
 which is one matmul over uint8 patches of one frame and a bias: an eighth of the bytes of
 normalized float32 pixels of two frames, and the same numbers. Taking 128 off first keeps the sums
 small, so that float32 loses no more than it does with normalized pixels.
+
+Of a video, frames x_0, x_1, ... differ. It is embedded as the still of its first frame, and what
+changed since is added, each frame by its own taps of the kernel, v_t = W_t / (255 std):
+
+    sum w * (x_0 - 255 mean)  +  sum over t > 0 of v_t * (x_t - x_0)
 """
 
 from __future__ import annotations
@@ -37,6 +42,30 @@ def fold_patch_embed(
     Raises:
         CheckpointError: The weight has another shape.
     """
+    taps = _taps(weight, normalization, config)
+    per_level = taps.sum(axis=2)
+    mean = np.array(normalization.mean, dtype=np.float64).reshape(1, -1, 1, 1)
+    bias = (per_level * (PIXEL_CENTRE - 255 * mean)).sum(axis=(1, 2, 3))
+    return _rows(per_level), mx.array(bias.astype(np.float32))
+
+
+def fold_motion(weight: mx.array, normalization: Normalization, config: VisionConfig) -> mx.array:
+    """What is added for the frames of a video that are not the first of their patch.
+
+    The arguments are those of `fold_patch_embed`.
+
+    Returns:
+        [D, (T - 1) * C * P * P] float32, for pixels of the later frames less the first one's.
+
+    Raises:
+        CheckpointError: The weight has another shape.
+    """
+    later = _taps(weight, normalization, config)[:, :, 1:]
+    return _rows(later.swapaxes(1, 2))
+
+
+def _taps(weight: mx.array, normalization: Normalization, config: VisionConfig) -> np.ndarray:
+    """The kernel [D, C, T, P, P] float64 for levels from 0 to 255."""
     dim, channels, frames = config.embed_dim, config.in_channels, config.temporal_patch_size
     patch = config.patch_size
     theirs, mlx_layout = (
@@ -49,13 +78,9 @@ def fold_patch_embed(
         raise CheckpointError(
             f"visual.patch_embed.proj.weight has shape {weight.shape}, expected {theirs}"
         )
-    mean, std = (
-        np.array(values, dtype=np.float64).reshape(1, channels, 1, 1)
-        for values in (normalization.mean, normalization.std)
-    )
-    one_frame = np.array(weight.astype(mx.float32), dtype=np.float64).sum(axis=2)
-    per_level = one_frame / (255 * std)
-    bias = (per_level * (PIXEL_CENTRE - 255 * mean)).sum(axis=(1, 2, 3))
-    return mx.array(per_level.reshape(dim, -1).astype(np.float32)), mx.array(
-        bias.astype(np.float32)
-    )
+    std = np.array(normalization.std, dtype=np.float64).reshape(1, channels, 1, 1, 1)
+    return np.array(weight.astype(mx.float32), dtype=np.float64) / (255 * std)
+
+
+def _rows(taps: np.ndarray) -> mx.array:
+    return mx.array(taps.reshape(len(taps), -1).astype(np.float32))

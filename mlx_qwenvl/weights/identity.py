@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl.inputs.processor import Normalization
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.files import StoredTensor
 
 SAMPLE = 2**16  # bytes read at each sampled place of a file
@@ -25,7 +25,7 @@ SAMPLES = 16  # places
 
 def model_identity(
     version: str,
-    model: Qwen2VL,
+    model: Model,
     tensors: dict[str, StoredTensor],
     normalization: Normalization,
     plan: str,

@@ -15,11 +15,12 @@ from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.processor import Normalization
 from mlx_qwenvl.kernels.ops import TWINS, Ops, choose_ops
 from mlx_qwenvl.models.config import Config, VisionConfig
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.share import Share
-from mlx_qwenvl.models.text import DecoderLayer
+from mlx_qwenvl.models.text import MLP, DecoderLayer
 from mlx_qwenvl.weights.files import StoredTensor, open_file
-from mlx_qwenvl.weights.fold import fold_patch_embed
+from mlx_qwenvl.weights.fold import fold_motion, fold_patch_embed
 from mlx_qwenvl.weights.pad import on_metal, pad_mlp, pads_mlp
 from mlx_qwenvl.weights.parts import Part, cut, read_part
 from mlx_qwenvl.weights.plan import PATCH_EMBED, Plan
@@ -39,7 +40,7 @@ def load_model(
     plan: Plan | None = None,
     progress: bool = False,
     share: Share | None = None,
-) -> Qwen2VL:
+) -> Model:
     """Load stored weights, ready to run.
 
     They are read, cast and quantized layer by layer, so memory peaks at the finished model and
@@ -67,7 +68,7 @@ def load_model(
         for done, (part, names) in enumerate(by_layer, start=1):
             model.load_weights(prepare(names), strict=False)
             if isinstance(part, DecoderLayer):
-                if pads:
+                if pads and isinstance(part.mlp, MLP):
                     pad_mlp(part.mlp)
                 part.merge_projections()
             mx.eval(part.parameters())
@@ -84,7 +85,7 @@ def lazy_model(
     *,
     dtype: str | None = None,
     plan: Plan | None = None,
-) -> Qwen2VL:
+) -> Model:
     """The same with weights that are read, cast and quantized when they are first evaluated."""
     model, stored, prepare = _prepared(tensors, config, normalization, dtype, plan, None)
     model.load_weights(prepare(stored), strict=True)
@@ -98,7 +99,7 @@ def _prepared(
     dtype: str | None,
     plan: Plan | None,
     share: Share | None,
-) -> tuple[Qwen2VL, dict[str, StoredTensor], _Prepare]:
+) -> tuple[Model, dict[str, StoredTensor], _Prepare]:
     """An empty model, what it is filled with, and what makes arrays for it of some of that."""
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -115,11 +116,14 @@ def _prepared(
     opened: dict[Path, dict[str, mx.array]] = {}
 
     def prepare(names: Iterable[str]) -> list[tuple[str, mx.array]]:
-        weights = _weights({name: stored[name] for name in names}, opened, config, normalization)
-        return [
+        some = {name: stored[name] for name in names}
+        prepared = [
             (name, array.astype(target) if _is_cast(name, array, target) else array)
-            for name, array in _quantized(weights, formats)
+            for name, array in _quantized(_weights(some, opened, config, normalization), formats)
         ]
+        for tensor in some.values():  # or what was read for them would be held as well
+            opened.get(tensor.file, {}).pop(tensor.key, None)
+        return prepared
 
     return model, stored, prepare
 
@@ -127,15 +131,15 @@ def _prepared(
 _Prepare = Callable[[Iterable[str]], list[tuple[str, mx.array]]]
 
 
-def _empty(config: Config, share: Share | None, ops: Ops = TWINS) -> Qwen2VL:
+def _empty(config: Config, share: Share | None, ops: Ops = TWINS) -> Model:
     """A model without weights: all of it, or one rank's part."""
-    model = Qwen2VL(config, ops)
+    model = build(config, ops)
     if share is not None:
         model.shard(share)
     return model
 
 
-def _by_layer(model: Qwen2VL, names: Iterable[str]) -> list[tuple[nn.Module, list[str]]]:
+def _by_layer(model: Model, names: Iterable[str]) -> list[tuple[nn.Module, list[str]]]:
     """Names of tensors by the block or layer that holds them; what is left is the model's own."""
     parts: dict[str, nn.Module] = {
         f"{where}.{index}": part
@@ -164,13 +168,13 @@ def parts_of(
         CheckpointError: Weights are missing, superfluous or of another shape.
         OptionError: So many ranks cannot share this model evenly.
     """
-    whole = Qwen2VL(config)
+    whole = build(config)
     stored = check_tensors(tensors, config)
     formats = stored_formats(whole, stored) | plan.formats
     return cut(stored, _shapes(whole), _shapes(_empty(config, share)), formats, share)
 
 
-def _shapes(model: Qwen2VL) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
 
 
@@ -196,8 +200,11 @@ def check_tensors(
     model = _empty(config, share)
     _replace(model, stored_formats(model, stored))
     expected = _shapes(model)
-    # The folded embedding has one frame's columns and a bias; the stored one is of another shape.
-    del expected[f"{PATCH_EMBED}.bias"]
+    # The folded embedding is three tensors, the stored one a single one of another shape, and a
+    # bias in some members.
+    del expected[f"{PATCH_EMBED}.motion"]
+    if not config.vision.has_patch_bias:
+        del expected[f"{PATCH_EMBED}.bias"]
     _refuse("lacks", [name for name in expected if name not in stored])
     _refuse("has unknown", [name for name in stored if name not in expected])
     for name, shape in expected.items():
@@ -220,7 +227,7 @@ def _check_patch_embed(tensor: StoredTensor, config: VisionConfig) -> None:
         )
 
 
-def stored_formats(model: Qwen2VL, stored: dict[str, StoredTensor]) -> dict[str, Format]:
+def stored_formats(model: Model, stored: dict[str, StoredTensor]) -> dict[str, Format]:
     """Formats of the modules that a checkpoint has quantized, by their paths.
 
     Raises:
@@ -247,7 +254,7 @@ def device_dtype(tensors: Iterable[StoredTensor]) -> mx.Dtype:
     return mx.float16 if half else mx.bfloat16
 
 
-def _replace(model: Qwen2VL, formats: dict[str, Format]) -> None:
+def _replace(model: Model, formats: dict[str, Format]) -> None:
     """Put empty quantized modules in the place of dense ones."""
     modules = dict(model.named_modules())
     if formats:
@@ -283,15 +290,24 @@ def _weights(
         if isinstance(tensor, Part):
             yield name, read_part(tensor)
             continue
-        if tensor.file not in opened:
-            opened[tensor.file] = open_file(tensor.file)
-        array = opened[tensor.file].pop(tensor.key)
+        array = tensor.of(_opened(tensor, opened)[tensor.key])
         if name == f"{PATCH_EMBED}.weight":
             weight, bias = fold_patch_embed(array, normalization, config.vision)
             yield name, weight
+            own = stored.get(f"{PATCH_EMBED}.bias")
+            if own is not None:
+                bias = bias + _opened(own, opened)[own.key].astype(mx.float32)
             yield f"{PATCH_EMBED}.bias", bias
-        else:
+            yield f"{PATCH_EMBED}.motion", fold_motion(array, normalization, config.vision)
+        elif name != f"{PATCH_EMBED}.bias":
             yield name, array
+
+
+def _opened(tensor: StoredTensor, opened: dict[Path, dict[str, mx.array]]) -> dict[str, mx.array]:
+    """The file of a tensor, which is opened where it is not yet."""
+    if tensor.file not in opened:
+        opened[tensor.file] = open_file(tensor.file)
+    return opened[tensor.file]
 
 
 def _quantized(

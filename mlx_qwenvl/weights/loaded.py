@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from mlx.utils import tree_flatten
 
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.families import build
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.recipes import Format
 
@@ -36,7 +37,7 @@ class Loaded:
         return decoder if decoder == tower else f"{decoder}; the vision tower {tower}"
 
 
-def look_at(model: Qwen2VL) -> Loaded:
+def look_at(model: Model) -> Loaded:
     """Count a loaded model's arrays; nothing is computed."""
     packed = {
         path: str(Format(module.bits, module.group_size, module.mode))
@@ -59,8 +60,7 @@ def _by_bytes(counted: Counter[str]) -> tuple[str, ...]:
 
 
 def _parameters(config: Config) -> int:
-    """Weights of a checkpoint of that shape: of the patch embedding all frames, and no bias."""
-    sizes = {name: array.size for name, array in tree_flatten(Qwen2VL(config).parameters())}
-    frames = config.vision.temporal_patch_size
-    folded = (frames - 1) * sizes[f"{PATCH_EMBED}.weight"] - sizes[f"{PATCH_EMBED}.bias"]
-    return sum(sizes.values()) + folded
+    """Weights of a checkpoint of that shape: the patch embedding unfolded."""
+    sizes = {name: array.size for name, array in tree_flatten(build(config).parameters())}
+    made = 0 if config.vision.has_patch_bias else sizes[f"{PATCH_EMBED}.bias"]
+    return sum(sizes.values()) - made

@@ -120,7 +120,7 @@ def memory_needed(
     """
     config = description.config
     step, pads = min(prefill_step, context), pads_mlp(backend.is_metal)
-    mlp = config.text.intermediate_size + (description.mlp_padding if pads else 0)
+    mlp = config.text.mlp_values + (3 * description.mlp_padding if pads else 0)
     return Memory(
         weights=description.loaded_bytes(backend.float_bytes, pads),
         kv_cache=context * kv_bytes_per_token(config, backend, kv),
@@ -217,7 +217,8 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
         return 0
     width, pixels = vision.embed_dim, vision.in_channels * vision.patch_size**2
     # Input, two norms, q, k, v, attention twice (by head, by patch), two projections, two sums.
-    floats = 12 * width + 2 * vision.mlp_dim
+    mlp = vision.mlp_matrices * vision.mlp_dim  # what goes into them, or comes out
+    floats = 12 * width + mlp
     block = floats * backend.float_bytes + 2 * _rotation_bytes(width, backend)
     embedding = FLOAT32 * (pixels + width) + backend.float_bytes * width
     held = min(patches, WHOLE_ROWS) * max(block, embedding)
@@ -227,17 +228,19 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
     scores = _score_bytes(vision.num_heads, 1, patches, patches, vision.head_dim, backend)
     widened = 0
     if narrow and backend.float_bytes == FLOAT32:
-        matrices = 4 * width**2 + 2 * width * vision.mlp_dim
+        matrices = 4 * width**2 + width * mlp
         widened = FLOAT32 * max(matrices, (width * vision.spatial_merge_size**2) ** 2)
     return patches * pixels + held + scores + widened
 
 
 def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:
-    """One decoder layer's arrays for the tokens of a step, its MLP `mlp` wide."""
-    width, kv_width = text.hidden_size, text.num_key_value_heads * text.head_dim
-    # As above, with narrower k and v, and gate, up and their product in the MLP.
-    floats = 10 * width + 2 * kv_width + 3 * mlp
-    rotations = _rotation_bytes(width, backend) + _rotation_bytes(kv_width, backend)
+    """One decoder layer's arrays for the tokens of a step, whose MLP makes `mlp` of each."""
+    q_width, kv_width = (
+        heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads)
+    )
+    # As above, with narrower k and v, and what the MLP makes.
+    floats = 6 * text.hidden_size + 4 * q_width + 2 * kv_width + mlp
+    rotations = _rotation_bytes(q_width, backend) + _rotation_bytes(kv_width, backend)
     groups = text.num_key_value_heads
     repeats = text.num_attention_heads // groups
     scores = _score_bytes(groups, repeats, step, context, text.head_dim, backend)

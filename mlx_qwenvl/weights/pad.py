@@ -17,7 +17,7 @@ import mlx.nn as nn
 
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.models.linear import LinearLike
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.models.text import MLP
 from mlx_qwenvl.weights.recipes import Format
 
@@ -81,11 +81,12 @@ def stored_padding(
     return grown
 
 
-def mlp_padding(model: Qwen2VL) -> int:
+def mlp_padding(model: Model) -> int:
     """Columns by which a loaded model's first MLP was widened."""
-    down = model.layers[0].mlp.down_proj
-    if not isinstance(down, nn.QuantizedLinear):
+    mlp = model.layers[0].mlp
+    if not isinstance(mlp, MLP) or not isinstance(mlp.down_proj, nn.QuantizedLinear):
         return 0
+    down = mlp.down_proj
     width: int = down.scales.shape[1] * down.group_size
     ranks = 1 if model.share is None else model.share.size
     return width - model.config.text.intermediate_size // ranks

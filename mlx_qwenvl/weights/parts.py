@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.models.share import Share
-from mlx_qwenvl.weights.files import StoredTensor, from_bytes
+from mlx_qwenvl.weights.files import StoredTensor, from_bytes, item_bytes
 from mlx_qwenvl.weights.recipes import Format
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,14 +30,18 @@ class Part(StoredTensor):
     """Some of a stored tensor; `shape` and `nbytes` are the part's, `begin` the whole tensor's.
 
     Attributes:
-        axis: Along which it is cut.
-        first: Where it begins there.
-        length: The whole tensor's, along that axis.
+        whole: The shape of all that is stored.
+        axis: Along which that is cut.
+        first: Where the part begins there.
+        count: How long it is there.
+        is_turned: Whether the last two axes are stored the other way round.
     """
 
-    axis: int
-    first: int
-    length: int
+    whole: tuple[int, ...] = ()
+    axis: int = 0
+    first: int = 0
+    count: int = 0
+    is_turned: bool = False
 
 
 def cut(
@@ -82,16 +86,17 @@ def read_part(part: Part) -> mx.array:
     Raises:
         CheckpointError: The file ends too early, or has a dtype that no checkpoint has.
     """
-    inner = math.prod(part.shape[part.axis + 1 :])
-    item = part.nbytes // part.size
-    piece, row = part.shape[part.axis] * inner * item, part.length * inner * item
+    inner = math.prod(part.whole[part.axis + 1 :]) * item_bytes(part)
+    piece, row = part.count * inner, part.whole[part.axis] * inner
     buffer = bytearray(part.nbytes)
     view = memoryview(buffer)
-    begin = part.begin + part.first * inner * item
+    begin = part.begin + part.first * inner
     with part.file.open("rb", buffering=0) as opened:
         for index in range(part.nbytes // piece):
             _fill(opened.fileno(), view[index * piece : (index + 1) * piece], begin + index * row)
-    return from_bytes(part, buffer)
+    shape = (*part.whole[: part.axis], part.count, *part.whole[part.axis + 1 :])
+    array = from_bytes(part, buffer, shape)
+    return array.swapaxes(-1, -2) if part.is_turned else array
 
 
 def _fill(descriptor: int, view: memoryview, begin: int) -> None:
@@ -116,16 +121,24 @@ def _check_groups(path: str, inputs: int, form: Format, size: int) -> None:
 
 
 def _part(tensor: StoredTensor, axis: int, share: Share) -> Part:
-    length = tensor.shape[axis]
-    at = share.part(length)
+    at, turned = share.part(tensor.shape[axis]), tensor.part
+    first, count = at.start, at.stop - at.start
+    shape = (*tensor.shape[:axis], count, *tensor.shape[axis + 1 :])
+    whole, stored_axis = tensor.shape, axis
+    if turned is not None:  # [E, in, columns], of which some columns are a tensor [E, out, in]
+        whole, stored_axis = turned.shape, {1: 2, 2: 1}[axis]
+        if axis == 1:
+            first += turned.begin
     return Part(
         file=tensor.file,
         key=tensor.key,
-        shape=(*tensor.shape[:axis], at.stop - at.start, *tensor.shape[axis + 1 :]),
+        shape=shape,
         dtype=tensor.dtype,
         begin=tensor.begin,
         nbytes=tensor.nbytes // share.size,
-        axis=axis,
-        first=at.start,
-        length=length,
+        whole=whole,
+        axis=stored_axis,
+        first=first,
+        count=count,
+        is_turned=turned is not None,
     )

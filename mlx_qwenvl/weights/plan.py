@@ -10,10 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
-
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.experts import can_be_quantized
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.names import to_mlx
 from mlx_qwenvl.weights.recipes import Format, Recipe, read_recipe
 from mlx_qwenvl.weights.topology import Topology
@@ -76,8 +75,8 @@ def make_plan(
     layers = config.text.num_hidden_layers
     formats: dict[str, Format] = {}
     ungrouped: dict[str, str] = {}
-    for path, module in Qwen2VL(config).named_modules():
-        if not isinstance(module, (nn.Linear, nn.Embedding)):
+    for path, module in build(config).named_modules():
+        if not can_be_quantized(module):
             continue
         chosen = topology.recipe_of(path) if topology is not None else None
         if chosen is None:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwenvl.errors import CheckpointError
+from mlx_qwenvl.models.experts import ExpertLinear, QuantizedExpertLinear
 from mlx_qwenvl.models.linear import DequantizingEmbedding, DequantizingLinear
 from mlx_qwenvl.weights.files import PACKED, StoredTensor
 from mlx_qwenvl.weights.recipes import Format
@@ -36,10 +37,10 @@ def stored_format(path: str, inputs: int, tensors: dict[str, StoredTensor]) -> F
         if weight is not None and weight.dtype == PACKED:
             raise CheckpointError(f"{path}.weight is quantized but {path}.scales is missing")
         return None
-    if weight is None or len(weight.shape) != 2 or len(scales.shape) != 2:
+    if weight is None or len(weight.shape) < 2 or len(scales.shape) != len(weight.shape):
         raise CheckpointError(f"{path}.scales belongs to no quantized {path}.weight")
-    bits, bits_left = divmod(weight.shape[1] * BITS_PER_WORD, inputs)
-    group_size, group_left = divmod(inputs, max(1, scales.shape[1]))
+    bits, bits_left = divmod(weight.shape[-1] * BITS_PER_WORD, inputs)
+    group_size, group_left = divmod(inputs, max(1, scales.shape[-1]))
     mode = "affine"
     if scales.dtype == "U8":
         mode = _MODE_OF_BYTE_SCALES.get((bits, group_size), "")
@@ -54,6 +55,9 @@ def stored_format(path: str, inputs: int, tensors: dict[str, StoredTensor]) -> F
 def quantized_module(module: nn.Module, form: Format) -> nn.Module:
     """An empty quantized module in place of a dense one of the same shape."""
     on_cpu = mx.default_device() == mx.cpu
+    if isinstance(module, ExpertLinear):
+        experts, outputs, width = module.weight.shape
+        return QuantizedExpertLinear(experts, outputs, width, form.group_size, form.bits, form.mode)
     rows, inputs = module.weight.shape
     if isinstance(module, nn.Embedding):
         embedding = DequantizingEmbedding if on_cpu else nn.QuantizedEmbedding
@@ -63,7 +67,7 @@ def quantized_module(module: nn.Module, form: Format) -> nn.Module:
 
 
 def quantized_tensors(path: str, weight: mx.array, form: Format) -> dict[str, mx.array]:
-    """A module's weight [out, in] as the tensors that a quantized module holds, by their names."""
+    """A weight [..., out, in] as the tensors that a quantized module holds, by their names."""
     packed, scales, *biases = mx.quantize(
         weight, group_size=form.group_size, bits=form.bits, mode=form.mode
     )

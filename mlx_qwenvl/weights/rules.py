@@ -16,10 +16,11 @@ from mlx_qwenvl.weights.recipes import Recipe
 
 MAX_SHOWN = 60  # characters of what came that a message repeats
 
+_MERGERS = ("visual.merger.", "visual.deepstack_merger_list.")
 _STARTS = {
     "text": ("model.layers.",),
-    "vision": ("visual.blocks.", "visual.merger."),
-    "merger": ("visual.merger.",),
+    "vision": ("visual.blocks.", *_MERGERS),
+    "merger": _MERGERS,
     "embeddings": ("model.embed_tokens.",),
     "head": ("lm_head.",),
     "default": ("model.", "lm_head."),

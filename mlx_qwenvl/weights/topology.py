@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import mlx.nn as nn
-
 from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.qwen2_vl import Qwen2VL
+from mlx_qwenvl.models.experts import can_be_quantized
+from mlx_qwenvl.models.families import build
 from mlx_qwenvl.weights.recipes import Recipe, read_recipe
 from mlx_qwenvl.weights.rules import MAX_SHOWN, Rule, read_rule, shown, squeezed
 
@@ -245,8 +244,8 @@ class _Reader:
 
 
 def _matrices(config: Config) -> list[str]:
-    modules = Qwen2VL(config).named_modules()
-    return [path for path, part in modules if isinstance(part, (nn.Linear, nn.Embedding))]
+    modules = build(config).named_modules()
+    return [path for path, part in modules if can_be_quantized(part)]
 
 
 def _line(node: Any) -> int:

@@ -75,6 +75,7 @@ class _Choice:
     Attributes:
         parser: Finds calls of tools in the text, where there are tools.
         text: What was said beside them.
+        thinking: What was thought before.
         calls: Calls of tools so far.
         logprobs: Of all tokens.
         finish_reason: Why it ended, once it has.
@@ -84,6 +85,7 @@ class _Choice:
     parser: ToolCallParser | None
     begun: bool = False
     text: str = ""
+    thinking: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
@@ -92,11 +94,13 @@ class _Choice:
     def hear(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What a piece adds to the message, as OpenAI's deltas."""
         self.logprobs += chunk.logprobs
-        told = [self._delta(event) for event in pieces(chunk, self.parser)]
+        self.thinking += chunk.thinking
+        thought = {"content": "", "reasoning_content": chunk.thinking} if chunk.thinking else None
+        told = [thought, *(self._delta(event) for event in pieces(chunk, self.parser))]
         if chunk.finish_reason is not None:
             is_whole = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
-            self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures)]
+            self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures, chunk.unit)]
         return [delta for delta in told if delta is not None]
 
     def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
@@ -120,8 +124,9 @@ class _Choice:
         """The whole message."""
         content = None if self.calls and not self.text else self.text
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        thoughts = {"reasoning_content": self.thinking} if self.thinking else {}
         calls = {"tool_calls": self.calls} if self.calls else {}
-        return {**message, **calls, **self.pointing}
+        return {**message, **thoughts, **calls, **self.pointing}
 
     @property
     def pointing(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class _Answer:
         async for piece in self.tickets:
             self._add(piece)
             choice = self.choices[piece.index]
-            choice.text += piece.chunk.text
+            choice.text += piece.chunk.whole
             choice.logprobs += piece.chunk.logprobs
         choices = [
             self._choice(index, c.text, c.finish_reason, self._logprobs(c.logprobs, 0))
@@ -121,7 +121,7 @@ class _Answer:
         async for piece in self.tickets:
             self._add(piece)
             index, chunk = piece.index, piece.chunk
-            text = chunk.text
+            text = chunk.whole
             if index not in echoed:
                 echoed.add(index)
                 text = self.choices[index].text + text

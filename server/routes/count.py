@@ -26,13 +26,15 @@ def count_routes(engine: Engine, settings: Settings) -> APIRouter:
         if body.plain is not None:
             # A long text takes its time, which belongs to nobody's stream.
             ids = await asyncio.to_thread(engine.tokenizer.encode, body.plain)
-            image_tokens = 0
+            image_tokens = video_tokens = 0
         else:
             prompt = await unless_gone(request, engine.prompt(call))
             ids, image_tokens = prompt.token_ids.tolist(), prompt.image_tokens
+            video_tokens = prompt.video_tokens
         told: dict[str, Any] = {
             "count": len(ids),
             "image_tokens": image_tokens,
+            "video_tokens": video_tokens,
             "max_model_len": engine.context,
             "tokens": ids,
         }

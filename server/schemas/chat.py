@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from mlx_qwenvl.engine.options import MAX_TOP_LOGPROBS
+from mlx_qwenvl.engine.options import MAX_TOP_LOGPROBS, MOST_FPS
 from mlx_qwenvl.inputs.messages import parse_messages
 
 from ..call import Call
@@ -94,6 +94,9 @@ class ChatRequest(CompletionFields):
     parallel_tool_calls: bool | None = None
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+    fps: Annotated[float, Field(gt=0, le=MOST_FPS)] | None = None
+    n_frames: Positive | None = None
+    max_frames: Positive | None = None
 
     @classmethod
     def refused(cls) -> Refusals:
@@ -124,6 +127,9 @@ class ChatRequest(CompletionFields):
         options["top_logprobs"] = self.top_logprobs
         options["min_pixels"] = self.min_pixels
         options["max_pixels"] = self.max_pixels
+        options["fps"] = self.fps
+        options["n_frames"] = self.n_frames
+        options["max_frames"] = self.max_frames
         return Call(
             messages=tools.told(messages),
             options=options,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from mlx_qwenvl.engine.options import MOST_FPS
 from mlx_qwenvl.inputs.messages import parse_messages
 
 from ..call import Call
@@ -29,6 +30,9 @@ class CountRequest(BaseModel):
     tools: list[dict[str, Any]] | None = None
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+    fps: Annotated[float, Field(gt=0, le=MOST_FPS)] | None = None
+    n_frames: Positive | None = None
+    max_frames: Positive | None = None
     return_token_strs: bool | None = None
     with_pieces: bool | None = None
     parse_special: bool | None = None
@@ -65,7 +69,13 @@ class CountRequest(BaseModel):
             messages = admit(parse_messages(self.messages), settings)
         return Call(
             messages=tools.told(messages),
-            options={"min_pixels": self.min_pixels, "max_pixels": self.max_pixels},
+            options={
+                "min_pixels": self.min_pixels,
+                "max_pixels": self.max_pixels,
+                "fps": self.fps,
+                "n_frames": self.n_frames,
+                "max_frames": self.max_frames,
+            },
         )
 
 

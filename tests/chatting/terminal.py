@@ -57,7 +57,8 @@ class Terminal:
             "COLORTERM": "truecolor",
             **(env or {}),
         }
-        for name in ("NO_COLOR", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID", "TMUX"):
+        ours = ("NO_COLOR", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID", "TMUX")
+        for name in (*ours, "COLUMNS", "LINES"):  # which would hide this terminal's own size
             if name not in (env or {}):
                 environment.pop(name, None)
         self.pid, self.end = pty.fork()

@@ -24,7 +24,7 @@ SHOWN = {
 }
 # The embedded model knows what the seed's own question means beside a picture of a word.
 SEEDS_PICTURE = "word.png"
-SEEDS_ANSWER = 'The word is "STOP".'
+SEEDS_ANSWER = 'The image shows red text on a white background. The text says "STOP".'
 
 
 def foreign(name: str) -> Any:

@@ -92,7 +92,8 @@ def test_what_is_counted_is_what_is_then_used(client: Any) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
-def test_a_tool_is_called_and_its_result_taken(client: Any, choice: dict[str, str]) -> None:
+def test_a_tool_is_called_and_its_result_taken(client: Any, choice: dict[str, Any]) -> None:
+    choice = choice | {"disable_parallel_tool_use": True}
     asked = said("Look!")
     reply = ask(client, asked, tools=[LOOK], tool_choice=choice, max_tokens=200)
     assert reply.stop_reason == "tool_use"

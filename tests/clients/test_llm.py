@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.asking import GREETED, GREETING, PICTURES, QUESTION, SHOWN, foreign
+from tests.clients.asking import GREETED, GREETING, PICTURES, QUESTION, foreign
 from tests.live import Live
 
 foreign("llm")
@@ -55,11 +55,18 @@ def test_a_question_is_answered(home: Path, more: list[str]) -> None:
 
 
 def test_an_attachment_is_seen(home: Path) -> None:
-    assert ask(home, QUESTION, "-a", str(PICTURES / "shapes.png")) == SHOWN["shapes.png"]
+    # It comes behind the question, where the embedded model may describe it at more length.
+    answer = ask(home, QUESTION, "-a", str(PICTURES / "shapes.png"))
+    assert "red circle" in answer and "blue square" in answer
 
 
 def test_a_schema_is_kept_to(home: Path) -> None:
     properties = {"sure": {"type": "boolean"}, "side": {"enum": ["left", "right"]}}
-    schema = {"type": "object", "properties": properties, "required": ["sure", "side"]}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": ["sure", "side"],
+        "additionalProperties": False,
+    }
     answer = json.loads(ask(home, GREETING, "--schema", json.dumps(schema)))
     assert answer["side"] in ("left", "right") and isinstance(answer["sure"], bool)

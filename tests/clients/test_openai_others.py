@@ -85,7 +85,7 @@ def test_a_response_cut_short_says_so(client: Any) -> None:
 
 class Seen(BaseModel):
     shape: Literal["circle", "square"]
-    count: int
+    count: Literal[1, 2, 3]
 
 
 def test_a_response_keeps_to_a_schema(client: Any) -> None:
@@ -113,7 +113,12 @@ def test_a_response_calls_a_tool(client: Any) -> None:
         "strict": True,
     }
     reply = client.responses.create(
-        model="demo", input="Look!", tools=[tool], tool_choice="required", temperature=0
+        model="demo",
+        input="Look!",
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
     )
     (call,) = [item for item in reply.output if item.type == "function_call"]
     assert call.name == "look" and json.loads(call.arguments)["where"] in ("left", "right")

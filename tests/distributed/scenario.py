@@ -16,6 +16,7 @@ from tests.crowds import Listener, Question
 from tests.golden.pictures import picture
 
 Heard = dict[str, Any]
+FILM = [picture(seed, 56, 84) for seed in range(4)]
 
 
 def few(vlm: QwenVL) -> Heard:
@@ -29,12 +30,14 @@ def all_of_it(vlm: QwenVL) -> Heard:
     heard: Heard = {}
 
     def keep(name: str, text: str, **options: Any) -> None:
-        reply = vlm.generate(text, images=[picture(0, 84, 56)], **options)
+        pictures = [] if "videos" in options else [picture(0, 84, 56)]
+        reply = vlm.generate(text, images=pictures, **options)
         heard[name] = [reply.usage.cached_tokens, *reply.token_ids]
 
     keep("greedy", "Describe it.", temperature=0, max_tokens=8)
     keep("from the cache", "Describe it again, please.", temperature=0, max_tokens=4)
     keep("drawn", "Describe it.", temperature=1.0, seed=7, max_tokens=6)
+    keep("film", "What moves?", temperature=0, max_tokens=3, videos=[FILM])
     keep("packed", "And now?", temperature=0, max_tokens=3, kv_bits=8, kv_group_size=32)
     for chunk in vlm.stream("Say more.", temperature=0, max_tokens=50):
         heard["left early"] = list(chunk.token_ids)

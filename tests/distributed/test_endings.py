@@ -49,7 +49,7 @@ def test_a_rank_that_is_gone_ends_the_others(
         _, errors = other.communicate(timeout=START_S)
         assert time.monotonic() - begin < SOON_S
         assert other.returncode == 1
-        assert last_line(errors).endswith(told)
+        assert told in errors
         assert "Traceback" not in errors
         if sent == signal.SIGSTOP:
             started[to].send_signal(signal.SIGCONT)
@@ -64,7 +64,8 @@ def test_ctrl_c_at_rank_0_ends_all(tiny_folder: Path, tmp_path: Path) -> None:
         for process in reversed(started):  # as a terminal sends it to all
             process.send_signal(signal.SIGINT)
         (first, _, said), (second, told, errors) = ends(started)
-    assert (first, last_line(said)) == (130, "interrupted")
+    assert first == 130
+    assert "interrupted\n" in said
     assert (second, told) == (130, "")
     assert "rank" not in errors
 

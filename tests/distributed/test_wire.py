@@ -15,6 +15,7 @@ from mlx_qwenvl.distributed.wire import WireError, pack, unpack
 from mlx_qwenvl.engine.grammar import Grammar
 from mlx_qwenvl.engine.options import Options, Sampling
 from mlx_qwenvl.inputs.messages import question_messages
+from mlx_qwenvl.inputs.video import VideoPatches
 from tests.golden.pictures import picture
 
 
@@ -37,6 +38,20 @@ def test_a_question_with_a_picture_comes_back_as_it_was(tiny: QwenVL) -> None:
     assert (theirs.start, theirs.image.digest) == (ours.start, ours.image.digest)
     for name in (f.name for f in fields(ours.image) if f.name != "patches"):
         assert getattr(theirs.image, name) == getattr(ours.image, name)
+
+
+def test_a_question_with_a_video_comes_back_as_it_was(tiny: QwenVL) -> None:
+    frames = [picture(seed, 56, 84) for seed in range(4)]
+    options = Options()
+    turns = question_messages("What moves?", [], None, None, [frames])
+    sent = tiny.prompt(turns, options)
+    came = unpack(pack(sent))
+    assert [slot.start for slot in came.slots] == [slot.start for slot in sent.slots]
+    (ours,), (theirs,) = sent.slots, came.slots
+    assert theirs.image.digest == ours.image.digest
+    assert [v.digest for _, v in theirs.views] == [v.digest for _, v in ours.views]
+    assert isinstance(ours.image, VideoPatches) and isinstance(theirs.image, VideoPatches)
+    assert theirs.image.timestamps == ours.image.timestamps
 
 
 @pytest.mark.parametrize(

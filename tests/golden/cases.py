@@ -21,6 +21,7 @@ from tests.golden.pictures import picture
 
 RECORDING = Path(__file__).with_name("qwen2_vl.npz")
 DESCRIPTION = Path(__file__).with_name("qwen2_vl.json")
+LAST_LOGITS = 24  # tokens of a prompt whose logits are kept of the younger siblings
 
 CASES: tuple[str, ...] = (
     "text",
@@ -34,6 +35,16 @@ CASES: tuple[str, ...] = (
     "text_before_image",
     "untied_text",
     "untied_one_image",
+    "untied_two_images",
+)
+
+YOUNGER_CASES = (
+    "text",
+    "one_image",
+    "two_images",
+    "wide_image",
+    "image_in_second_turn",
+    "three_images_in_two_turns",
     "untied_two_images",
 )
 
@@ -62,7 +73,8 @@ class GoldenCase:
         patches_sha256: Of the uint8 patches [n_patches, 3, 2, 14, 14] of all images, before
             normalization.
         features: [n_patches/4, D] float32, of all images.
-        logits: [L, V] float32, of the whole prompt.
+        logits: [L, V] float32, of the whole prompt; of a younger sibling [`LAST_LOGITS`, V] at
+            most, of its last tokens.
         greedy: The 24 tokens with the largest logit at each step, stop tokens ignored.
     """
 
@@ -89,17 +101,18 @@ class GoldenCase:
         return [picture(*numbers) for numbers in self.pictures]
 
 
-def load_case(name: str) -> GoldenCase:
+def load_case(name: str, member: str = "qwen2_vl") -> GoldenCase:
     """Load one recording.
 
     Args:
-        name: One of `CASES`.
+        name: One of `CASES`, or of `YOUNGER_CASES`.
+        member: Whose it is, by its `model_type`.
 
     Returns:
         The recording. Its arrays must not be written to.
     """
-    about = _description()[name]
-    with np.load(RECORDING) as recording:
+    about = description_of(member)["cases"][name]
+    with np.load(paths_of(member)[0]) as recording:
         arrays = {array: recording[f"{name}/{array}"] for array in ARRAYS}
     return GoldenCase(
         name=name,
@@ -114,8 +127,13 @@ def load_case(name: str) -> GoldenCase:
     )
 
 
+def paths_of(member: str) -> tuple[Path, Path]:
+    """The arrays and the description of a member's recording."""
+    return Path(__file__).with_name(f"{member}.npz"), Path(__file__).with_name(f"{member}.json")
+
+
 @cache
-def _description() -> dict[str, Any]:
-    recording: dict[str, Any] = json.loads(DESCRIPTION.read_text("utf-8"))
-    cases: dict[str, Any] = recording["cases"]
-    return cases
+def description_of(member: str) -> dict[str, Any]:
+    """What is recorded of a member beside arrays."""
+    recording: dict[str, Any] = json.loads(paths_of(member)[1].read_text("utf-8"))
+    return recording

@@ -67,3 +67,77 @@ TWO_IMAGES = HandWorked(
 )  # fmt: skip
 
 HAND_WORKED = {"one_image": ONE_IMAGE, "two_images": TWO_IMAGES}
+
+
+_VIDEO = TOKEN_ID["<|video_pad|>"]
+
+
+@dataclass(frozen=True)
+class HandWorkedVideo:
+    """A prompt with one video in it, and its positions in Qwen2.5-VL.
+
+    There the time axis counts `tokens_per_second` positions a second, 2 in the tiny checkpoint:
+    frame i of a video that begins at s takes t = s + floor(2 i seconds_per_grid).
+
+    Attributes:
+        input_ids: Token ids of the tiny vocabulary, L of them.
+        grid_thw: t, h, w in patches.
+        seconds_per_grid: Seconds that one temporal patch stands for.
+        position_ids: The rows t, h, w, each of length L.
+        rope_delta: What to add to the index of a token after the prompt to get its position.
+    """
+
+    input_ids: tuple[int, ...]
+    grid_thw: tuple[int, int, int]
+    seconds_per_grid: float
+    position_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    rope_delta: int
+
+
+# 3 frames of 2x8 patches are 3 times one row of 4 tokens, 0.7 s apart: t = 0, floor(1.4) and
+# floor(2.8). The video begins at s = 2; text goes on behind the largest position, 2 + 3, at 6.
+# 16 tokens, the next position is 8: rope_delta = 8 - 16.
+SHORT_VIDEO = HandWorkedVideo(
+    input_ids=(11, _START, *[_VIDEO] * 12, _END, 12),
+    grid_thw=(3, 2, 8),
+    seconds_per_grid=0.7,
+    position_ids=(
+        (0, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 6, 7),
+        (0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 6, 7),
+        (0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4, 5, 6, 7),
+    ),
+    rope_delta=-8,
+)
+
+# 3 frames of 2x4 patches, 2 s apart: t = 0, 4, 8, and only two columns. The largest position is
+# 2 + 8, so text goes on at 11.
+LONG_VIDEO = HandWorkedVideo(
+    input_ids=(11, _START, *[_VIDEO] * 6, _END, 12),
+    grid_thw=(3, 2, 4),
+    seconds_per_grid=2.0,
+    position_ids=(
+        (0, 1, 2, 2, 6, 6, 10, 10, 11, 12),
+        (0, 1, 2, 2, 2, 2, 2, 2, 11, 12),
+        (0, 1, 2, 3, 2, 3, 2, 3, 11, 12),
+    ),
+    rope_delta=3,
+)
+
+VIDEOS = {"short": SHORT_VIDEO, "long": LONG_VIDEO}
+
+
+# Qwen3-VL has text between a video's frames, so that each is placed as a picture is. Two frames of
+# 2x8 patches are one row of 4 tokens each. Text and the start mark take 0 and 1, the first frame
+# begins at s = 2, text goes on at 2 + 4 = 6: the end mark 6, a text 7, a start mark 8. The second
+# frame begins at 9, text goes on at 13. 15 tokens, the next position is 15: rope_delta = 0.
+FRAMES = HandWorkedVideo(
+    input_ids=(11, _START, *[_VIDEO] * 4, _END, 12, _START, *[_VIDEO] * 4, _END, 13),
+    grid_thw=(2, 2, 8),
+    seconds_per_grid=1.0,
+    position_ids=(
+        (0, 1, 2, 2, 2, 2, 6, 7, 8, 9, 9, 9, 9, 13, 14),
+        (0, 1, 2, 2, 2, 2, 6, 7, 8, 9, 9, 9, 9, 13, 14),
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14),
+    ),
+    rope_delta=0,
+)

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.golden.cases import ARRAYS, CASES, DESCRIPTION, RECORDING, Message
@@ -45,10 +45,11 @@ class Recorder:
         self.folder = folder
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.model, report = Qwen2VLForConditionalGeneration.from_pretrained(
+        self.model, report = AutoModelForImageTextToText.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
         )
         assert not any(report.values()), f"{folder}: {report}"
+        self.pixels = 2 * self.processor.patch_size**2  # of a patch's two frames
 
     def record(
         self, conversation: list[Message], shown: list[tuple[int, int, int]]
@@ -94,11 +95,11 @@ class Recorder:
             patches as uint8.
         """
         if not shown:
-            empty = torch.zeros(0, 1176), torch.zeros(0, 3, dtype=torch.long)
+            empty = torch.zeros(0, 3 * self.pixels), torch.zeros(0, 3, dtype=torch.long)
             return *empty, hashlib.sha256(b"").hexdigest()
         images = [picture(*numbers) for numbers in shown]
         batch = self.processor(images=images, return_tensors="pt")
-        values = batch.pixel_values.numpy().reshape(-1, 3, 2 * 14 * 14)
+        values = batch.pixel_values.numpy().reshape(-1, 3, self.pixels)
         mean, deviation = self.processor.image_mean, self.processor.image_std
         levels = values * np.array(deviation)[:, None] + np.array(mean)[:, None]
         whole = np.rint(levels * 255)
@@ -146,8 +147,11 @@ class Recorder:
         """Vision features of all images: [n_patches/4, D] float32."""
         if not len(grid):
             return np.zeros((0, self.model.config.text_config.hidden_size), np.float32)
-        pooled = self.model.model.get_image_features(pixels, grid).pooler_output
-        features: np.ndarray[Any, Any] = torch.cat(list(pooled)).numpy()
+        found = self.model.model.get_image_features(pixels, grid)
+        pooled = torch.cat(list(found.pooler_output))
+        # Qwen3-VL gives features for the first layers too; they follow, in the same row.
+        later = [torch.cat(list(part)) for part in getattr(found, "deepstack_features", None) or []]
+        features: np.ndarray[Any, Any] = torch.cat([pooled, *later], dim=-1).numpy()
         return features
 
     def greedy(self, ids: torch.Tensor, pixels: torch.Tensor, grid: torch.Tensor) -> list[int]:

@@ -75,16 +75,16 @@ def write_checkpoint(
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder, weights(tied=tied), shards, dtype)
+    write_weights(folder, weights(tied=tied), shards, dtype)
     shutil.copyfile(TOKENIZER_FILE, folder / "tokenizer.json")
-    _write_json(folder / "config.json", config(layout, tied=tied, dtype=dtype))
-    _write_json(folder / "generation_config.json", generation_config(layout))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(layout))
+    write_json(folder / "config.json", config(layout, tied=tied, dtype=dtype))
+    write_json(folder / "generation_config.json", generation_config(layout))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(layout))
     if layout == "hub":
-        _write_json(folder / "preprocessor_config.json", preprocessor_config())
-        _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        write_json(folder / "preprocessor_config.json", preprocessor_config())
+        write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     else:
-        _write_json(folder / "processor_config.json", processor_config())
+        write_json(folder / "processor_config.json", processor_config())
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return folder
 
@@ -106,22 +106,22 @@ def weights(*, tied: bool = True) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def uniform(key: str, *shape: int, deviation: float, around: float = 0.0) -> None:
-        tensors[key] = _uniform(key, shape, deviation, around)
+    def drawn(key: str, *shape: int, deviation: float, around: float = 0.0) -> None:
+        tensors[key] = uniform(key, shape, deviation, around)
 
     def linear(name: str, out: int, width: int, gain: float, bias: float = 0.0) -> None:
-        uniform(f"{name}.weight", out, width, deviation=gain / width**0.5)
+        drawn(f"{name}.weight", out, width, deviation=gain / width**0.5)
         if bias:
-            uniform(f"{name}.bias", out, deviation=bias)
+            drawn(f"{name}.bias", out, deviation=bias)
 
     def norm(name: str, bias: bool = False) -> None:
         width = EMBED if name.startswith("visual.") else HIDDEN
-        uniform(f"{name}.weight", width, deviation=0.2, around=1.0)
+        drawn(f"{name}.weight", width, deviation=0.2, around=1.0)
         if bias:
-            uniform(f"{name}.bias", width, deviation=0.2)
+            drawn(f"{name}.bias", width, deviation=0.2)
 
     pixels = 3 * TEMPORAL_PATCH * PATCH * PATCH
-    uniform(
+    drawn(
         "visual.patch_embed.proj.weight",
         *(EMBED, 3, TEMPORAL_PATCH, PATCH, PATCH),
         deviation=1.0 / pixels**0.5,
@@ -158,16 +158,26 @@ def weights(*, tied: bool = True) -> dict[str, Tensor]:
 
 
 def _embedding(tensors: dict[str, Tensor], key: str) -> None:
-    rows = _uniform(key, (VOCAB_SIZE, HIDDEN), 0.15, 0.0)
+    rows = uniform(key, (VOCAB_SIZE, HIDDEN), 0.15, 0.0)
     # Greedy answers shall be text: special tokens get small logits, unused rows zero.
     rows[LEARNED_TOKENS:] *= np.float32(0.25)
     rows[LEARNED_TOKENS + len(TOKEN_ID) :] = 0
     tensors[key] = rows
 
 
-def _uniform(key: str, shape: tuple[int, ...], deviation: float, around: float) -> Tensor:
-    # Each tensor has its own stream, so that one more or one less leaves the others as they are.
-    digest = hashlib.sha256(f"{SEED} {key}".encode()).digest()
+def uniform(
+    key: str, shape: tuple[int, ...], deviation: float, around: float, seed: int = SEED
+) -> Tensor:
+    """Draw a tensor; each has its own stream, so that one more leaves the others as they are.
+
+    Args:
+        key: Its name.
+        shape: Its shape.
+        deviation: Its standard deviation.
+        around: Its mean.
+        seed: Which of many such tensors.
+    """
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
     source = np.random.PCG64(int.from_bytes(digest[:8], "little"))
     count = int(np.prod(shape))
     steps = (source.random_raw(count) >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0
@@ -175,7 +185,8 @@ def _uniform(key: str, shape: tuple[int, ...], deviation: float, around: float) 
     return values.reshape(shape)
 
 
-def _write_weights(folder: Path, tensors: dict[str, Tensor], shards: int, dtype: DType) -> None:
+def write_weights(folder: Path, tensors: dict[str, Tensor], shards: int, dtype: DType) -> None:
+    """Write one weight file, or several with their index."""
     if shards == 1:
         _write_safetensors(folder / "model.safetensors", tensors, dtype)
         return
@@ -186,7 +197,7 @@ def _write_weights(folder: Path, tensors: dict[str, Tensor], shards: int, dtype:
         _write_safetensors(folder / name, part, dtype)
     size = sum(value.size for value in tensors.values()) * (4 if dtype == "float32" else 2)
     index = {"metadata": {"total_size": size}, "weight_map": place}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], dtype: DType) -> None:
@@ -214,5 +225,6 @@ def _stored(values: Tensor, dtype: DType) -> bytes:
     return rounded.tobytes()
 
 
-def _write_json(path: Path, content: Json) -> None:
+def write_json(path: Path, content: Json) -> None:
+    """Write a JSON file as Transformers does."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

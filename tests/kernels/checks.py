@@ -66,6 +66,7 @@ class Qkv:
     alike: bool = False  # one row of positions for all sequences
     biased: bool = True
     farthest: int = 30_000  # position
+    interleaved: bool = False
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array | None, Rotation]:
         rng = np.random.default_rng(SEED)
@@ -76,7 +77,8 @@ class Qkv:
         inverse = inverse_frequencies(width, 1e6)
         qkv = normal(rng, dtype, self.batch, self.length, merged)
         bias = normal(rng, dtype, merged) if self.biased else None
-        return qkv, bias, Rotation(mx.array(positions), mx.array(inverse), self.section)
+        given = mx.array(positions), mx.array(inverse)
+        return qkv, bias, Rotation(*given, self.section, self.interleaved)
 
     def check(self, op: QkvOp, dtype: mx.Dtype) -> None:
         qkv, bias, rotation = self.inputs(dtype)
@@ -88,6 +90,7 @@ class Qkv:
             np.broadcast_to(rows, (3, self.batch, self.length)),
             np.array(rotation.inverse),
             self.section,
+            self.interleaved,
             self.heads,
             self.kv_heads,
         )
@@ -147,6 +150,9 @@ QKV = (
     Qkv(1, 1, 64, 8, (16, 24, 24)),  # 72B
     Qkv(1, 8, 64, 8, (16, 24, 24)),
     Qkv(1, 9, 64, 8, (16, 24, 24), biased=False),
+    Qkv(1, 1, 32, 8, (24, 20, 20), biased=False, interleaved=True),  # Qwen3-VL
+    Qkv(2, 9, 16, 8, (24, 20, 20), biased=False, interleaved=True),
+    Qkv(1, 3, 2, 1, (4, 3, 2), interleaved=True),  # height lasts longer than width
     Qkv(2, 11, 3, 1, (3, 2, 5), biased=False),  # uneven in everything
     Qkv(3, 5, 5, 4, (0, 7, 4)),
     Qkv(1, 13, 7, 3, (20, 0, 13)),

@@ -44,6 +44,7 @@ def rotate_qkv(
     positions: NDArray[np.int32],
     inverse: NDArray[np.float32],
     section: tuple[int, int, int],
+    interleaved: bool,
     heads: int,
     kv_heads: int,
 ) -> list[Exact]:
@@ -56,6 +57,8 @@ def rotate_qkv(
     begin = 0
     for axis, width in enumerate(section):
         part = slice(begin, begin + width)
+        if interleaved:  # time everywhere, then height and width over each third of it
+            part = slice(axis, 3 * width, 3) if axis else slice(0, inverse.size)
         angles[:, :, part] = positions[axis][:, :, None].astype(np.float32) * inverse[part]
         begin += width
     turn = np.exp(1j * angles)[:, :, None]

@@ -40,7 +40,7 @@ def launch(case: Vision | Qkv | Norm | Draws, *arrays: mx.array) -> tuple[mx.arr
         x, delta, weight = arrays
         return METAL.add_rms_norm(x, delta, weight, case.eps)
     *given, positions, inverse = arrays
-    rotation = Rotation(positions, inverse, case.section)
+    rotation = Rotation(positions, inverse, case.section, case.interleaved)
     bias = given[1] if case.biased else None
     return METAL.rotate_qkv(given[0], bias, rotation, case.heads, case.kv_heads)
 
