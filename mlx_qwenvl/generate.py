@@ -29,7 +29,6 @@ from mlx_qwenvl.arguments import (
     options_of,
 )
 from mlx_qwenvl.bars import bar
-from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -41,6 +40,7 @@ from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.inputs.video_part import VideoSource
+from mlx_qwenvl.thoughts import ThinkingPrinter
 
 PROGRAM = "mlx-qwenvl generate"
 PIPE_PATIENCE = 2.0  # seconds to wait for an open pipe when the question is known without it

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.theme import Theme
 
 from mlx_qwenvl.chatting import markdown
-from mlx_qwenvl.chatting.clean import clean, clean_line
 from mlx_qwenvl.chatting.markdown import Markdown, MarkdownStream, box_styles, split_blocks
 from mlx_qwenvl.chatting.pointing import BEGINS, END, Pointer
+from mlx_qwenvl.clean import clean, clean_line
 from mlx_qwenvl.grounding.boxes import MARKS, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import COLORS, color_of
 from mlx_qwenvl.grounding.frame import Frame
