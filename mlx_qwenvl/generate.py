@@ -30,7 +30,6 @@ from mlx_qwenvl.arguments import (
     options_of,
 )
 from mlx_qwenvl.bars import bar
-from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
 from mlx_qwenvl.command import EXIT_INTERRUPTED, EXIT_OK, Parser, run
 from mlx_qwenvl.engine.options import GREEDY, CallOptions, read_options
 from mlx_qwenvl.engine.reply import Chunk, Reply
@@ -42,6 +41,7 @@ from mlx_qwenvl.grounding.picture_file import PictureFile
 from mlx_qwenvl.inputs.media import ImageSource, open_image
 from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.inputs.video_part import VideoSource
+from mlx_qwenvl.thoughts import ThinkingPrinter
 
 if TYPE_CHECKING:
     from mlx_qwenvl.distributed.ranks import Ranks

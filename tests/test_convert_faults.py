@@ -759,8 +759,9 @@ PATCH_EMBED = "visual.patch_embed.proj.weight"
 NORM = "model.norm.weight"
 SOURCE_FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     **{name: fault for name, fault in MODEL_FAULTS.items() if "tokenizer" not in name},
-    "a llama": (become("llama"), "this is a 'llama' checkpoint; only 'qwen2_vl' models"),
-    "the next one": (become("qwen2_5_vl"), "this is a 'qwen2_5_vl' checkpoint; only 'qwen2_vl'"),
+    "a llama": (become("llama"), "this is a 'llama' checkpoint; only 'qwen2_vl', 'qwen2_5"),
+    "the next one": (become("qwen4_vl"), "this is a 'qwen4_vl' checkpoint; only 'qwen2_vl', 'qwen"),
+    "by another name": (become("qwen2_5_vl"), "no 'vision_config.out_hidden_size'"),
     "quantized already": (quantize_already, "quantized already"),
     "quantized by AWQ": (become_awq, "quantized with 'awq'"),
     "a header of 2^63 bytes": (claim(2**63), "damaged or was cut short"),

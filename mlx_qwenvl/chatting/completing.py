@@ -10,9 +10,9 @@ from typing import Final
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mlx_qwenvl.chatting.clean import clean_line
 from mlx_qwenvl.chatting.commands import ALIASES, COMMANDS
 from mlx_qwenvl.chatting.paths import ENDINGS, escaped, unescaped
+from mlx_qwenvl.clean import clean_line
 from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES
 
 _NAME: Final = re.compile(r"[\\/](\w*)")

@@ -120,9 +120,16 @@ def _coloured(tokens: list[Token]) -> list[Token]:
     return cut + [Token("box_close", "box0", -1)] * depth
 
 
-def split_blocks(text: str) -> tuple[list[str], str]:
-    """Blocks of Markdown that no further text can change, and the rest."""
-    tops = [token.map for token in _PARSER.parse(text) if token.level == 0 and token.map]
+def split_blocks(text: str, *, is_end: bool = False) -> tuple[list[str], str]:
+    """Blocks of Markdown that no further text can change, and the rest.
+
+    Args:
+        text: The Markdown so far.
+        is_end: Whether no further text comes. Otherwise a line that goes on begins no block:
+            `***` is a rule, `***word` goes on with the paragraph above.
+    """
+    known = text if is_end else text[: text.rfind("\n") + 1]
+    tops = [token.map for token in _PARSER.parse(known) if token.level == 0 and token.map]
     if len(tops) < 2:
         return [], text
     lines = text.split("\n")
@@ -162,7 +169,7 @@ class MarkdownStream:
 
     def _draw(self, *, is_end: bool) -> None:
         """Print the blocks that are finished, and the one that grows over its last drawing."""
-        blocks, self._text = split_blocks(self._text)
+        blocks, self._text = split_blocks(self._text, is_end=is_end)
         above: list[_Line] = []
         for block in [*blocks, self._text] if is_end else blocks:
             above += self._lines(block)[self._scrolled :]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mlx_qwenvl.chatting.clean import MARK_FIRST, MARK_LAST, clean
+from mlx_qwenvl.clean import MARK_FIRST, MARK_LAST, clean
 from mlx_qwenvl.grounding.boxes import MARKED, Box, find_boxes, mark_begun, without_marks
 from mlx_qwenvl.grounding.draw import COLORS, color_of
 from mlx_qwenvl.grounding.frame import FRAME, Frame

@@ -12,12 +12,12 @@ from rich.status import Status
 from rich.text import Text
 from rich.theme import Theme
 
-from mlx_qwenvl.chatting.clean import clean, clean_line
 from mlx_qwenvl.chatting.keys import quiet_keys
 from mlx_qwenvl.chatting.markdown import MarkdownStream, box_styles
 from mlx_qwenvl.chatting.pointing import Pointer
 from mlx_qwenvl.chatting.preview import preview
 from mlx_qwenvl.chatting.stopping import hear
+from mlx_qwenvl.clean import clean, clean_line
 from mlx_qwenvl.engine.reply import Chunk
 
 

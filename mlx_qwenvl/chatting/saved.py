@@ -17,10 +17,10 @@ from typing import Any, Final, cast
 
 from PIL import Image
 
-from mlx_qwenvl.chatting.clean import clean_line
 from mlx_qwenvl.chatting.picture import Picture
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.settings import KEPT
+from mlx_qwenvl.clean import clean_line
 from mlx_qwenvl.engine.options import CallOptions, read_options
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.grounding.boxes import MARKS

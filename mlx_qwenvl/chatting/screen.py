@@ -13,11 +13,11 @@ from typing import Protocol
 
 from PIL import Image
 
-from mlx_qwenvl.chatting.clean import clean, clean_line
 from mlx_qwenvl.chatting.stopping import hear
-from mlx_qwenvl.chatting.thoughts import ThinkingPrinter
+from mlx_qwenvl.clean import clean, clean_line
 from mlx_qwenvl.engine.reply import Chunk
 from mlx_qwenvl.grounding.boxes import MarkFilter
+from mlx_qwenvl.thoughts import ThinkingPrinter
 
 
 class Screen(Protocol):

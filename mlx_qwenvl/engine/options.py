@@ -189,10 +189,7 @@ class Options:
         for name, frames in (("n_frames", self.n_frames), ("max_frames", self.max_frames)):
             if frames is not None:
                 _whole(name, frames, 1, 2**31)
-        if self.fps is not None and self.n_frames is not None:
-            raise OptionError(
-                "fps and n_frames both say how many frames to take; give one of them", "n_frames"
-            )
+        VideoWishes(fps=self.fps, n_frames=self.n_frames)  # which refuses both together
         _whole("max_tokens", self.max_tokens, 1, 2**31)
         _whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         _whole("prefill_step", self.prefill_step, 1, 2**31)

@@ -114,7 +114,9 @@ class VideoWishes:
     def __post_init__(self) -> None:
         """Refuses two answers to one question."""
         if self.fps is not None and self.n_frames is not None:
-            raise OptionError("fps and n_frames both say how many frames to take; give one of them")
+            raise OptionError(
+                "fps and n_frames both say how many frames to take; give one of them", "n_frames"
+            )
 
     def over(self, others: VideoWishes) -> VideoWishes:
         """These wishes, and others' where there is none."""

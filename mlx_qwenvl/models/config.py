@@ -92,6 +92,21 @@ class VisionConfig:
         ]
 
 
+def younger_tower(reader: Reader) -> VisionConfig:
+    """Read the `vision_config` of younger members, whose `hidden_size` is the tower's own."""
+    return VisionConfig(
+        depth=reader.integer("depth"),
+        embed_dim=reader.integer("hidden_size"),
+        num_heads=reader.integer("num_heads"),
+        mlp_dim=reader.integer("intermediate_size"),
+        hidden_size=reader.integer("out_hidden_size"),
+        in_channels=reader.integer("in_chans" if "in_chans" in reader.raw else "in_channels"),
+        patch_size=reader.integer("patch_size"),
+        spatial_merge_size=reader.integer("spatial_merge_size"),
+        temporal_patch_size=reader.integer("temporal_patch_size"),
+    )
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Shape of the decoder.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig
+from mlx_qwenvl.models.config import Config, TextConfig, VisionConfig, younger_tower
 from mlx_qwenvl.models.reader import Reader
 
 if TYPE_CHECKING:
@@ -44,15 +44,7 @@ class DeepstackVisionConfig(VisionConfig):
     def read(cls, reader: Reader) -> Self:
         """Read `vision_config`, whose `hidden_size` is the tower's own."""
         return cls(
-            depth=reader.integer("depth"),
-            embed_dim=reader.integer("hidden_size"),
-            num_heads=reader.integer("num_heads"),
-            mlp_dim=reader.integer("intermediate_size"),
-            hidden_size=reader.integer("out_hidden_size"),
-            in_channels=reader.integer("in_channels"),
-            patch_size=reader.integer("patch_size"),
-            spatial_merge_size=reader.integer("spatial_merge_size"),
-            temporal_patch_size=reader.integer("temporal_patch_size"),
+            **vars(younger_tower(reader)),
             num_position_embeddings=reader.integer("num_position_embeddings"),
             deepstack_visual_indexes=reader.integers("deepstack_visual_indexes"),
         )

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwenvl.models.config import Config, VisionConfig
+from mlx_qwenvl.models.config import Config, VisionConfig, younger_tower
 from mlx_qwenvl.models.reader import Reader
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Transformers 4.49 saved no key whose value was its own default; copies of that age lack these.
+# Some copies leave out keys whose values are Transformers' own defaults, which are these in 5.24.
 _LEFT_OUT: Mapping[str, Any] = {
     "depth": 32,
     "num_heads": 16,
@@ -54,15 +54,7 @@ class WindowedVisionConfig(VisionConfig):
         """Read `vision_config`, whose `hidden_size` is the tower's own."""
         reader = Reader({**_LEFT_OUT, **reader.raw}, reader.name)
         return cls(
-            depth=reader.integer("depth"),
-            embed_dim=reader.integer("hidden_size"),
-            num_heads=reader.integer("num_heads"),
-            mlp_dim=reader.integer("intermediate_size"),
-            hidden_size=reader.integer("out_hidden_size"),
-            in_channels=reader.integer("in_chans" if "in_chans" in reader.raw else "in_channels"),
-            patch_size=reader.integer("patch_size"),
-            spatial_merge_size=reader.integer("spatial_merge_size"),
-            temporal_patch_size=reader.integer("temporal_patch_size"),
+            **vars(younger_tower(reader)),
             window_size=reader.integer("window_size"),
             fullatt_block_indexes=reader.integers("fullatt_block_indexes"),
             tokens_per_second=reader.number("tokens_per_second"),

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.theme import Theme
 
 from mlx_qwenvl.chatting import markdown
-from mlx_qwenvl.chatting.clean import clean, clean_line
 from mlx_qwenvl.chatting.markdown import Markdown, MarkdownStream, box_styles, split_blocks
 from mlx_qwenvl.chatting.pointing import BEGINS, END, Pointer
+from mlx_qwenvl.clean import clean, clean_line
 from mlx_qwenvl.grounding.boxes import MARKS, find_boxes, without_marks
 from mlx_qwenvl.grounding.draw import COLORS, color_of
 from mlx_qwenvl.grounding.frame import Frame
@@ -217,6 +217,7 @@ WORDS = st.sampled_from(
 
 @given(words=st.lists(WORDS, max_size=40), size=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
+@example(words=["word", "\n", "***", "word"], size=1)
 def test_any_markdown_looks_the_same_however_it_comes(words: list[str], size: int) -> None:
     text = "".join(words)
     assert streamed(text, size, rows=60).text == streamed(text, 10**6, rows=60).text
@@ -246,7 +247,7 @@ def test_a_terminal_that_gets_narrower_meanwhile_keeps_one_copy() -> None:
 def test_finished_blocks_are_those_that_no_text_can_change() -> None:
     assert split_blocks("One") == ([], "One")
     assert split_blocks("One\n\n- a\n\n- b") == (["One\n"], "- a\n\n- b")
-    blocks, rest = split_blocks("A\u2028B\n\nC\n\nD")
+    blocks, rest = split_blocks("A\u2028B\n\nC\n\nD", is_end=True)
     assert (blocks, rest) == (["A\u2028B\n", "C\n"], "D")
 
 

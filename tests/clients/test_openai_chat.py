@@ -175,7 +175,8 @@ def test_a_seed_repeats_an_answer_and_another_does_not(client: Any) -> None:
 def test_several_answers_to_one_question(client: Any, stream: bool) -> None:
     reply = chat(
         client,
-        said("Look!"),  # which the embedded model was not taught, so that it hesitates
+        # Words that the embedded model was not taught, so that it hesitates.
+        seen(data_url("shapes.png"), "Look!"),
         n=3,
         temperature=2,
         seed=1,

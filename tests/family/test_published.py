@@ -1,8 +1,10 @@
 """The published checkpoints by their configuration: each is read and has the stated size.
 
-`published/checkpoints.json` holds what their `config.json` and their pages at Hugging Face say:
-shapes, and the numbers of weights that the Hub counts in their files. For two of Qwen3-VL the
-decoder's number stands instead, which is that of the Qwen3 of the same shape.
+`published/checkpoints.json` holds shapes and numbers of weights as they are commonly known; they
+were written down from memory and not looked up at the Hub. That a shape gives a number to the last
+digit speaks for both. For two of Qwen3-VL the decoder's number stands instead, that of the Qwen3
+of the same shape. What was trained from another checkpoint is taken to have its shape, and proves
+nothing of its own.
 """
 
 from __future__ import annotations

@@ -66,8 +66,12 @@ def test_a_dense_copy_of_a_quantized_one_has_the_hubs_names(folder: Path, tmp_pa
     raw = [json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "dense")]
     assert raw[0] == raw[1]
     source, back = load(folder, dtype="float32"), load(tmp_path / "dense", dtype="float32")
-    # Of most numbers: where rounding makes a router choose otherwise, a token is another.
-    assert 0 < np.median(np.abs(answer(source) - answer(back))) < 0.05
+    error = np.abs(answer(source) - answer(back))
+    if hasattr(source.config.text, "num_experts"):
+        # Of most numbers: where rounding makes a router choose otherwise, a token is another.
+        assert 0 < np.median(error) < 0.05
+    else:
+        assert 0 < error.max() < 0.5
 
 
 def test_a_dense_copy_answers_the_same(folder: Path, tmp_path: Path) -> None:

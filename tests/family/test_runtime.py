@@ -91,9 +91,12 @@ def test_quantized_keys_and_values_answer_nearly_the_same(vlm: QwenVL) -> None:
     filled = prefill(
         vlm.model, Conversation(vlm.model, KVFormat(8)), built, step=5, all_logits=True
     )
-    # Of most numbers: where rounding makes a router choose otherwise, a token is another.
-    error = np.median(np.abs(np.array(filled.logits[0]) - exact)) / exact.std()
-    assert 0 < error < 0.02
+    error = (np.array(filled.logits[0]) - exact) / exact.std()
+    if hasattr(vlm.config.text, "num_experts"):
+        # Of most numbers: where rounding makes a router choose otherwise, a token is another.
+        assert 0 < np.median(np.abs(error)) < 0.02
+    else:
+        assert 0 < np.sqrt(np.mean(error**2)) < 0.03
 
 
 class Timid(Slices):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlx_qwenvl import Chunk, QwenVL, load
-from mlx_qwenvl.chatting.clean import clean
 from mlx_qwenvl.chatting.screen import PlainScreen
+from mlx_qwenvl.clean import clean
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.generate import main

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,17 +77,30 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, weights(tied=tied), shards, dtype)
-    shutil.copyfile(TOKENIZER_FILE, folder / "tokenizer.json")
     write_json(folder / "config.json", config(layout, tied=tied, dtype=dtype))
+    write_small_files(folder, layout, {})
+    return folder
+
+
+def write_small_files(folder: Path, layout: Layout, images: dict[str, Any]) -> None:
+    """Write what stands beside the weights and `config.json`.
+
+    Args:
+        folder: Where to.
+        layout: Of the JSON files.
+        images: What the image processor has otherwise than Qwen2-VL's.
+    """
+    shutil.copyfile(TOKENIZER_FILE, folder / "tokenizer.json")
     write_json(folder / "generation_config.json", generation_config(layout))
     write_json(folder / "tokenizer_config.json", tokenizer_config(layout))
     if layout == "hub":
-        write_json(folder / "preprocessor_config.json", preprocessor_config())
+        write_json(folder / "preprocessor_config.json", preprocessor_config() | images)
         write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     else:
-        write_json(folder / "processor_config.json", processor_config())
+        processor: dict[str, Any] = dict(processor_config())
+        processor["image_processor"] |= images
+        write_json(folder / "processor_config.json", processor)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    return folder
 
 
 def weights(*, tied: bool = True) -> dict[str, Tensor]:

@@ -6,16 +6,14 @@ otherwise stands here: its keys in `config.json` and its weights by their names 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.golden.tiny import Tensor, uniform, write_json, write_weights
+from tests.golden.tiny import Tensor, uniform, write_json, write_small_files, write_weights
 from tests.golden.tiny_files import (
-    CHAT_TEMPLATE,
     HEAD_DIM,
     HEADS,
     HIDDEN,
@@ -28,15 +26,10 @@ from tests.golden.tiny_files import (
     ROPE_THETA,
     TEMPORAL_PATCH,
     TOKEN_ID,
-    TOKENIZER_FILE,
     VOCAB_SIZE,
     DType,
     Layout,
     config,
-    generation_config,
-    preprocessor_config,
-    processor_config,
-    tokenizer_config,
 )
 
 SEEDS = {"qwen2_5_vl": 1, "qwen3_vl": 1, "qwen3_vl_moe": 2}
@@ -97,19 +90,8 @@ def write_younger(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, younger_weights(member, tied=tied), shards, dtype)
-    shutil.copyfile(TOKENIZER_FILE, folder / "tokenizer.json")
     write_json(folder / "config.json", younger_config(member, layout, tied=tied, dtype=dtype))
-    write_json(folder / "generation_config.json", generation_config(layout))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(layout))
-    images = image_sizes(member)
-    if layout == "hub":
-        write_json(folder / "preprocessor_config.json", preprocessor_config() | images)
-        write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    else:
-        processor: dict[str, Any] = dict(processor_config())
-        processor["image_processor"] |= images
-        write_json(folder / "processor_config.json", processor)
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_small_files(folder, layout, image_sizes(member))
     return folder
 
 

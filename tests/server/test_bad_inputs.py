@@ -20,12 +20,10 @@ from tests.server.bad_inputs import BAD_INPUTS, NUMBERS, TABLES
 from tests.server.cases import CHAT, Case, Elsewhere, NotHere
 
 ROOT = Path(__file__).parent.parent.parent
-LISTENER_TOKENS = 48  # of the answer that is streamed beside every case
+# A long answer that the embedded model is sure of, so that company changes no token of it.
 LISTENER = {
-    "messages": [{"role": "user", "content": "What can you see?"}],
-    "max_tokens": LISTENER_TOKENS,
+    "messages": [{"role": "user", "content": "Tell me a story."}],
     "temperature": 0,
-    "logit_bias": {"900": -100, "902": -100},  # the embedded model's ends
     "stream": True,
 }
 STALL_S = 5.0  # longest silence that somebody else's request may cause, in seconds

@@ -45,6 +45,12 @@ def test_all_that_the_page_loads_and_links_to_is_here(client: TestClient) -> Non
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["x-content-type-options"] == "nosniff"
+    # Written out, so that nothing more is let in without a change here.
+    assert response.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
     page = Page(response.text)
     assert "page/main.js" in page.loads and "page/style.css" in page.links
     for name in [*page.loads, *page.links]:

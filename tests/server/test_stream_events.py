@@ -35,6 +35,7 @@ OURS = {
     "ChatCompletionChunk": {"timings"},
     "Completion": {"timings"},
     "ChatCompletion": {"timings"},
+    "PromptTokensDetails": {"video_tokens"},
     "Response": {"store"},  # in OpenAI's replies too, though the type does not know it
     "Model": {"created_at", "display_name", "max_model_len", "type"},
     "CompletionUsage": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from mlx_qwenvl.chatting.clean import clean
+from mlx_qwenvl.clean import clean
 from mlx_qwenvl.engine.reply import Chunk
 
 
