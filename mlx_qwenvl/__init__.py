@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlx_qwenvl.grounding.boxes import Box
     from mlx_qwenvl.vlm import QwenVL, load
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "Box",
