@@ -219,6 +219,7 @@ def test_what_is_loaded_is_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
         "dtype": "float16",
         "draft": "demo",
         "disk_cache": True,
+        "ranks": None,
     }
 
 
