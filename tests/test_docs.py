@@ -20,7 +20,7 @@ from benchmarks import which_fits
 from mlx_qwenvl import errors
 from mlx_qwenvl.doctoring.variables import KNOWN
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS
-from mlx_qwenvl.weights.resolve import SHORT_NAMES
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 from tests.command_lines import PATIENCE, ROOT
 
 DOCS = ROOT / "docs"
