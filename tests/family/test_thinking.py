@@ -13,6 +13,8 @@ import pytest
 from mlx_qwenvl import Chunk, Grammar, QwenVL, load
 from mlx_qwenvl.chatting.screen import PlainScreen
 from mlx_qwenvl.clean import clean
+from mlx_qwenvl.compat import ChatCompletionRequest, CompletionRequest
+from mlx_qwenvl.compat.answering import Answering
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.thinking import Thoughts
 from mlx_qwenvl.generate import main
@@ -79,6 +81,27 @@ def test_in_a_crowd_thoughts_are_told_apart_too(vlm: QwenVL) -> None:
     for job in jobs:
         reply = listener.reply(job)
         assert reply.thinking and not reply.text
+
+
+def test_in_mistral_rss_form_they_are_reasoning_content(vlm: QwenVL) -> None:
+    drawn: dict[str, Any] = {"temperature": 1.0, "logit_bias": {CLOSE_ID: 6.0}, "max_tokens": 24}
+    told = vlm.generate("Why?", **drawn, seed=3)
+    answering = Answering(vlm, seed=3)
+    message = answering.chat(ChatCompletionRequest("Why?", **drawn)).choices[0].message
+    assert told.thinking and (message.reasoning_content, message.content) == (
+        told.thinking,
+        told.text,
+    )
+    request = ChatCompletionRequest("Why?", **drawn, stream=True)
+    deltas = [piece.choices[0].delta for piece in Answering(vlm, seed=3).stream(request)]
+    assert "".join(delta.reasoning_content or "" for delta in deltas) == told.thinking
+    assert deltas[-1].reasoning_content is None
+
+
+def test_raw_text_keeps_them_as_they_came(vlm: QwenVL) -> None:
+    bias = {CLOSE_ID: 100.0}
+    request = CompletionRequest("<think>", max_tokens=2, temperature=0, logit_bias=bias)
+    assert Answering(vlm).complete(request).choices[0].text == "</think>" * 2
 
 
 FORM = Grammar("regex", "[ab]{3}")
