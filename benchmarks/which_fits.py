@@ -9,25 +9,38 @@ itself predicts before it answers (`weights/memory.py`, `engine/fit.py`). Nothin
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.full_shape import shapes_of, write_small_files
 from mlx_qwenvl.engine.fit import vector_bytes
 from mlx_qwenvl.engine.options import PREFILL_STEP
-from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS, TOKEN_PIXELS
+from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.weights.describe import Description, describe
 from mlx_qwenvl.weights.files import StoredTensor
 from mlx_qwenvl.weights.memory import GPU, memory_needed
 from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import Format, read_recipe
+from tests.family.checkpoints import config_of, stored_shapes
 
-SIZES = ("2b", "7b", "72b")
 RECIPES = ("none", "8bit", "6bit", "4bit", "3bit")
+# By their short names: the member, the repository on the hub, and what is told of it.
+CHECKPOINTS = {
+    "2b": ("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", RECIPES),
+    "7b": ("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", RECIPES),
+    "72b": ("qwen2_vl", "Qwen/Qwen2-VL-72B-Instruct", RECIPES),
+    "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", ("8bit", "4bit")),
+    "qwen2.5-vl-7b": ("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", ("8bit", "4bit")),
+    "qwen2.5-vl-32b": ("qwen2_5_vl", "Qwen/Qwen2.5-VL-32B-Instruct", ("8bit", "4bit")),
+    "qwen2.5-vl-72b": ("qwen2_5_vl", "Qwen/Qwen2.5-VL-72B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-2b": ("qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-4b": ("qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-8b": ("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-32b": ("qwen3_vl", "Qwen/Qwen3-VL-32B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-30b-a3b": ("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", ("8bit", "4bit")),
+    "qwen3-vl-235b-a22b": ("qwen3_vl_moe", "Qwen/Qwen3-VL-235B-A22B-Instruct", ("4bit", "3bit")),
+}
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 512)  # GiB of memory
 BEGIN, END = "<!-- computed: begin -->", "<!-- computed: end -->"
 
@@ -45,26 +58,39 @@ def working_set(gib: int) -> int:
 
 @dataclass(frozen=True)
 class Model:
-    """A published size in one format.
+    """A published checkpoint in one format.
 
     Attributes:
-        size: One of `SIZES`.
+        name: One of `CHECKPOINTS`.
         recipe: One of `RECIPES`.
         description: Its parts.
     """
 
-    size: str
+    name: str
     recipe: str
     description: Description
 
     @property
     def weights(self) -> int:
         """Bytes of the loaded weights."""
-        return self.needed(TOKEN_PIXELS)[0]
+        return self.needed(self.token_pixels)[0]
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels of a picture that become one token."""
+        vision = self.description.config.vision
+        return (vision.patch_size * vision.spatial_merge_size) ** 2
+
+    @property
+    def label(self) -> str:
+        """What people call it; the eldest go by their size alone."""
+        _, repository, _ = CHECKPOINTS[self.name]
+        whole = repository.partition("/")[2].removesuffix("-Instruct")
+        return whole.removeprefix("Qwen2-VL-")
 
     def needed(self, pixels: int) -> tuple[int, int]:
         """Bytes of the weights, and at the peak of an answer about a picture of so many pixels."""
-        tokens = pixels // TOKEN_PIXELS
+        tokens = pixels // self.token_pixels
         context = max(CONTEXT, tokens + REST)
         memory = memory_needed(
             self.description,
@@ -80,24 +106,31 @@ class Model:
         """Pixels of the largest picture that fits; 0 if not even one of the default budget does."""
         if self.needed(DEFAULT_MAX_PIXELS)[1] > limit:
             return 0
-        low, high = DEFAULT_MAX_PIXELS // TOKEN_PIXELS, MOST_PIXELS // TOKEN_PIXELS
+        one = self.token_pixels
+        low, high = DEFAULT_MAX_PIXELS // one, MOST_PIXELS // one
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.needed(middle * TOKEN_PIXELS)[1] <= limit
+            fits = self.needed(middle * one)[1] <= limit
             low, high = (middle, high) if fits else (low, middle - 1)
-        return low * TOKEN_PIXELS
+        return low * one
+
+    def cell(self, limit: int) -> str:
+        """The largest picture that fits, in megapixels."""
+        pixels = self.largest(limit)
+        if pixels == 0:
+            return "no"
+        is_all = pixels == MOST_PIXELS // self.token_pixels * self.token_pixels
+        return "all" if is_all else f"{pixels / 1e6:.1f}"
 
 
 def models() -> Iterator[Model]:
-    """All sizes in all formats."""
-    for size in SIZES:
-        with tempfile.TemporaryDirectory() as folder:
-            raw = write_small_files(Path(folder), size)
-        config = Config.from_dict(json.loads(json.dumps(raw)))
-        shapes = shapes_of(raw)
-        for recipe in RECIPES:
+    """All checkpoints in their formats."""
+    for name, (member, repository, recipes) in CHECKPOINTS.items():
+        config = Config.from_dict(config_of(member, repository))
+        shapes = stored_shapes(config)
+        for recipe in recipes:
             formats = make_plan(config, read_recipe(recipe)).formats
-            yield Model(size, recipe, describe(config, _stored(shapes, formats)))
+            yield Model(name, recipe, describe(config, _stored(shapes, formats)))
 
 
 def table() -> str:
@@ -108,9 +141,9 @@ def table() -> str:
     ]
     for model in models():
         name = "16 bits" if model.recipe == "none" else model.recipe.replace("bit", " bits")
-        cells = [_cell(model.largest(working_set(gib))) for gib in MACS]
+        cells = [model.cell(working_set(gib)) for gib in MACS]
         size = f"{model.weights / 1e9:.1f} GB"
-        lines.append(f"| **{model.size.upper()}**, {name} | {size} | {' | '.join(cells)} |")
+        lines.append(f"| **{model.label}**, {name} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -123,12 +156,6 @@ def with_table(page: str, made: str) -> str:
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
-
-
-def _cell(pixels: int) -> str:
-    if pixels == 0:
-        return "no"
-    return f"{pixels / 1e6:.1f}" if pixels < MOST_PIXELS else "all"
 
 
 def _stored(
@@ -147,10 +174,10 @@ def _stored(
         if form is None:
             store(name, "BF16", *shape)
             continue
-        rows, columns = shape
-        store(name, "U32", rows, columns * form.bits // 32)
+        *rows, columns = shape
+        store(name, "U32", *rows, columns * form.bits // 32)
         for part in ("scales", "biases"):
-            store(f"{name.removesuffix('weight')}{part}", "BF16", rows, columns // form.group_size)
+            store(f"{name.removesuffix('weight')}{part}", "BF16", *rows, columns // form.group_size)
     return found
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from mlx_qwenvl.command import COMMANDS, EXIT_OK, Parser, run
 from mlx_qwenvl.weights.recipes import RECIPES
-from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES
+from mlx_qwenvl.weights.resolve import DEMO
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 
 PROGRAM = "mlx-qwenvl completion"
 SHELLS = ("bash", "zsh", "fish")

@@ -11,7 +11,8 @@ from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.weights.bundle import open_bundle
 from mlx_qwenvl.weights.choice import VARIABLE, choose_model, default_model
-from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES, resolve_model
+from mlx_qwenvl.weights.resolve import DEMO, resolve_model
+from mlx_qwenvl.weights.short_names import MODEL_NAMES
 
 PROGRAM = "mlx-qwenvl use"
 
@@ -21,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog=PROGRAM,
         description=f"Choose the model that answers when none is named (${VARIABLE} goes first).",
-        epilog=f"Short names: demo, {', '.join(SHORT_NAMES)}.",
+        epilog=f"Short names: demo, {', '.join(MODEL_NAMES)}; with their bits, such as 7b-8bit.",
     )
     p.add_argument(
         "name", nargs="?", metavar="NAME|DIR", help="what to choose; without it, tell the choice"

@@ -72,7 +72,8 @@ def usage_of(tallies: list[Tally]) -> dict[str, Any]:
     """Counts and rates of the finished calls of one request."""
     firsts = [tally.usages[0] for tally in tallies]
     prompt = sum(usage.prompt_tokens for usage in firsts)
-    completion = sum(usage.completion_tokens for tally in tallies for usage in tally.usages)
+    usages = [usage for tally in tallies for usage in tally.usages]
+    completion = sum(usage.completion_tokens for usage in usages)
     times = [tally._times() for tally in tallies]
     prompt_s = sum(prompt_s for prompt_s, _ in times)
     completion_s = max(completion_s for _, completion_s in times)
@@ -84,7 +85,10 @@ def usage_of(tallies: list[Tally]) -> dict[str, Any]:
             "video_tokens": sum(usage.video_tokens for usage in firsts),
             "audio_tokens": 0,
         },
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(usage.thinking_tokens for usage in usages),
+            "audio_tokens": 0,
+        },
         "avg_tok_per_sec": _ratio(prompt + completion, prompt_s + completion_s),
         "avg_prompt_tok_per_sec": _ratio(prompt, prompt_s),
         "avg_compl_tok_per_sec": _ratio(completion, completion_s),

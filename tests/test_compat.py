@@ -226,6 +226,18 @@ def test_the_table_says_what_becomes_of_each_option(name: str, kind: type, there
         assert ("ignored" in field.metadata) == row.startswith("Ignored"), field.name
 
 
+def test_its_names_of_the_family_are_known() -> None:
+    """As the enumeration in its source spells them, and its page besides."""
+    there = {
+        "VLlama": "vllama",
+        "Qwen2VL": "qwen2vl",
+        "Qwen2_5VL": "qwen2_5vl",
+        "Qwen3VL": "qwen3vl",
+        "Qwen3VLMoE": "qwen3vlmoe",
+    }
+    assert {each.name: each.value for each in VisionLoaderType} == there
+
+
 def of_fate(fate: str) -> list[Any]:
     return [
         pytest.param(kind, field, id=f"{name}.{field.name}")

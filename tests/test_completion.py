@@ -19,7 +19,8 @@ import pytest
 
 from mlx_qwenvl.command import COMMANDS, EXIT_USAGE
 from mlx_qwenvl.completion import FILE, SHELLS, find_parser, main, script, values_of, whole
-from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES
+from mlx_qwenvl.weights.resolve import DEMO
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 from tests.command_lines import run
 
 PATIENCE = 20.0  # seconds for a shell on a busy machine

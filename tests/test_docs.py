@@ -20,8 +20,9 @@ from benchmarks import which_fits
 from mlx_qwenvl import errors
 from mlx_qwenvl.doctoring.variables import KNOWN
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS
-from mlx_qwenvl.weights.resolve import SHORT_NAMES
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 from tests.command_lines import PATIENCE, ROOT
+from tests.family.checkpoints import checkpoint
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
@@ -139,11 +140,12 @@ def test_the_table_is_what_the_code_computes(
 
 
 def test_weights_are_those_of_the_published_models(models: list[which_fits.Model]) -> None:
-    """Parameters as the models' pages on the Hub state them, at two bytes each."""
-    published = {"2b": 2_208_985_600, "7b": 8_291_375_616, "72b": 73_405_560_320}
+    """Parameters as others state them, at two bytes each where nothing is quantized."""
     for model in models:
+        stated = checkpoint(*which_fits.CHECKPOINTS[model.name][:2])["parameters"]
+        assert model.description.parameters == stated
         if model.recipe == "none":
-            assert model.weights == pytest.approx(2 * published[model.size], rel=0.005)
+            assert model.weights == pytest.approx(2 * stated, rel=0.005)
 
 
 def test_a_pixel_more_than_the_largest_picture_does_not_fit(
@@ -157,18 +159,18 @@ def test_a_pixel_more_than_the_largest_picture_does_not_fit(
                 assert model.needed(DEFAULT_MAX_PIXELS)[1] > limit
             else:
                 assert model.needed(most)[1] <= limit
-            if 0 < most < which_fits.MOST_PIXELS // 784 * 784:
-                assert model.needed(most + 784)[1] > limit
+            if model.cell(limit) not in ("no", "all"):
+                assert model.needed(most + model.token_pixels)[1] > limit
 
 
 def test_what_is_recommended_fits(models: list[which_fits.Model]) -> None:
     page = (DOCS / "models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\*\*(\w+)\*\* in (\d) bits \| (\d+) GB.*`mlx-qwenvl use (\S+)`", page)
-    assert len(rows) == 5
-    for size, bits, gib, name in rows:
-        (model,) = [m for m in models if (m.size, m.recipe) == (size.lower(), f"{bits}bit")]
+    rows = re.findall(r"\*\*([\w.-]+)\*\* in (\d) bits \| (\d+) GB.*`mlx-qwenvl use (\S+)`", page)
+    assert len(rows) == 13
+    for label, bits, gib, name in rows:
+        (model,) = [m for m in models if (m.label, m.recipe) == (label, f"{bits}bit")]
         assert model.largest(which_fits.working_set(int(gib))) > DEFAULT_MAX_PIXELS
-        assert SHORT_NAMES[name].endswith(f"{size}-Instruct-{bits}bit")
+        assert SHORT_NAMES[name].endswith(f"{label}-Instruct-{bits}bit")
 
 
 # --- The pages ----------------------------------------------------------------------------------

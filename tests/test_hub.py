@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mlx_qwenvl import ModelNotFound, load
-from mlx_qwenvl.weights.resolve import DEMO_FOLDER, SHORT_NAMES, resolve_model
+from mlx_qwenvl.weights.resolve import DEMO_FOLDER, repository_of, resolve_model
+from mlx_qwenvl.weights.short_names import MODEL_NAMES, SHORT_NAMES
 from tests.command_lines import GENERATE, PATIENCE, run, start
 from tests.fake_hub import FakeHub, serving
 
@@ -240,21 +241,41 @@ def test_demo_is_inside_the_package() -> None:
 
 
 def test_short_names_stand_for_the_community_folders() -> None:
-    stem = "mlx-community/Qwen2-VL-{}-Instruct-{}bit"
-    assert SHORT_NAMES == {  # noqa: SIM300 - the capitals are what is tested
-        "2b": stem.format("2B", 4),
-        "2b-4bit": stem.format("2B", 4),
-        "2b-8bit": stem.format("2B", 8),
-        "7b": stem.format("7B", 4),
-        "7b-4bit": stem.format("7B", 4),
-        "7b-8bit": stem.format("7B", 8),
-        "72b": stem.format("72B", 4),
-        "72b-4bit": stem.format("72B", 4),
-        "72b-8bit": stem.format("72B", 8),
+    told = {
+        "2b": "Qwen2-VL-2B-Instruct-4bit",
+        "72b-4bit": "Qwen2-VL-72B-Instruct-4bit",
+        "7b-8bit": "Qwen2-VL-7B-Instruct-8bit",
+        "qwen2.5-vl-3b": "Qwen2.5-VL-3B-Instruct-4bit",
+        "qwen2.5-vl-32b-8bit": "Qwen2.5-VL-32B-Instruct-8bit",
+        "qwen3-vl-4b": "Qwen3-VL-4B-Instruct-4bit",
+        "qwen3-vl-8b-thinking-8bit": "Qwen3-VL-8B-Thinking-8bit",
+        "qwen3-vl-30b-a3b": "Qwen3-VL-30B-A3B-Instruct-4bit",
+        "qwen3-vl-235b-a22b-3bit": "Qwen3-VL-235B-A22B-Instruct-3bit",
+        "qwen3-vl-235b-a22b-thinking": "Qwen3-VL-235B-A22B-Thinking-3bit",
     }
+    for name, folder in told.items():
+        assert SHORT_NAMES[name] == repository_of(name) == f"mlx-community/{folder}"
+    assert len(set(SHORT_NAMES.values())) == 36 and len(MODEL_NAMES) == 19
+    assert {SHORT_NAMES[name] for name in MODEL_NAMES} <= set(SHORT_NAMES.values())
 
 
-@pytest.mark.parametrize("name", ["2b", "2B-8bit"])
+@pytest.mark.parametrize("short", SHORT_NAMES)
+def test_what_goes_without_saying_may_be_said(short: str) -> None:
+    """The hub's own name of a model leads to its conversion, with its bits and without."""
+    repository = SHORT_NAMES[short]
+    whole = repository.removeprefix("mlx-community/")
+    if not short.endswith("bit"):
+        whole = whole.rpartition("-")[0]
+    assert repository_of(whole) == repository_of(whole.lower()) == repository
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl-30b-a3b-thinking-8bit", "qwen3-vl-7b", "3b", "2b-6bit"])
+def test_what_is_not_published_has_no_short_name(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="7b-8bit, qwen3-vl-8b and what else"):
+        repository_of(name)
+
+
+@pytest.mark.parametrize("name", ["2b", "2B-8bit", "Qwen3-VL-4B-Thinking"])
 def test_short_name_asks_for_its_repository(hub: FakeHub, cache: Path, name: str) -> None:
     repository = SHORT_NAMES[name.lower()]
     with pytest.raises(ModelNotFound, match=repository):

@@ -41,7 +41,8 @@ from mlx_qwenvl.weights.plan import PATCH_EMBED
 from mlx_qwenvl.weights.quantize import quantized_tensors
 from mlx_qwenvl.weights.recipes import read_recipe
 from mlx_qwenvl.weights.remote import skeleton
-from mlx_qwenvl.weights.resolve import DEMO_FOLDER, SHORT_NAMES
+from mlx_qwenvl.weights.resolve import DEMO_FOLDER
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 from mlx_qwenvl.weights.verify import verify
 from tests.fake_hub import FakeHub, serving
 from tests.faults import MODEL_FAULTS

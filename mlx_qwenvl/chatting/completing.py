@@ -13,7 +13,8 @@ from prompt_toolkit.document import Document
 from mlx_qwenvl.chatting.commands import ALIASES, COMMANDS
 from mlx_qwenvl.chatting.paths import ENDINGS, escaped, unescaped
 from mlx_qwenvl.clean import clean_line
-from mlx_qwenvl.weights.resolve import DEMO, SHORT_NAMES
+from mlx_qwenvl.weights.resolve import DEMO
+from mlx_qwenvl.weights.short_names import SHORT_NAMES
 
 _NAME: Final = re.compile(r"[\\/](\w*)")
 _COMMAND: Final = re.compile(r"[\\/](\w+)\s")

@@ -95,7 +95,7 @@ class Answering:
             options = read_options(self._options(request.options()), vlm.sampling)
             prompt = text_prompt(request.prompt, vlm.tokenizer, context)
             chunks = list(vlm._answer(prompt, options, Stopwatch(vlm.load_s)))
-            text = "".join(chunk.text for chunk in chunks)
+            text = "".join(chunk.whole for chunk in chunks)
             lasts.append(chunks[-1])
             choices.append(
                 CompletionChoice(
@@ -132,6 +132,7 @@ class _Heard:
     tokenizer: Tokenizer
     has_tools: bool
     text: str = ""
+    thinking: str = ""
     calls: list[ToolCallResponse] = field(default_factory=list)
     logprobs: list[ResponseLogprob] = field(default_factory=list)
     finish_reason: str | None = None
@@ -144,6 +145,7 @@ class _Heard:
         """What a chunk adds."""
         added = chunk.text if self._parser is None else self._beside_calls(chunk, self._parser)
         self.text += added
+        self.thinking += chunk.thinking
         entries = [ResponseLogprob.of(entry, self.tokenizer) for entry in chunk.logprobs]
         self.logprobs += entries
         if chunk.finish_reason is not None:
@@ -152,7 +154,7 @@ class _Heard:
             self.calls = [_call(index, *call) for index, call in enumerate(whole)]
             is_call = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_call else chunk.finish_reason
-        delta = Delta(added, "assistant", self.calls)
+        delta = Delta(added, "assistant", self.calls, chunk.thinking or None)
         return ChunkChoice(self.finish_reason, self.index, delta, entries[0] if entries else None)
 
     def choice(self) -> Choice:
@@ -161,7 +163,7 @@ class _Heard:
         return Choice(
             self.finish_reason or "length",
             self.index,
-            ResponseMessage(content, "assistant", self.calls),
+            ResponseMessage(content, "assistant", self.calls, self.thinking or None),
             Logprobs(self.logprobs) if self.logprobs else None,
         )
 

@@ -1,4 +1,4 @@
-"""The names that mistral.rs gives to architectures, types and roles, as far as they mean Qwen2-VL.
+"""The names that mistral.rs gives to architectures, types and roles, as far as they are Qwen's.
 
 Several of its generations meet here: what was `Vision...` up to its version 0.7 is `Multimodal...`
 since, and both names are one thing.
@@ -10,13 +10,16 @@ from enum import Enum
 
 
 class VisionArchitecture(Enum):
-    """Architectures that may be named: all mean Qwen2-VL.
+    """Architectures that may be named; which member a model is stands in its `config.json`.
 
     `VLlama` is what the page about Qwen2-VL that programs were written after says.
     """
 
     VLlama = "vllama"
     Qwen2VL = "qwen2vl"
+    Qwen2_5VL = "qwen2_5vl"
+    Qwen3VL = "qwen3vl"
+    Qwen3VLMoE = "qwen3vlmoe"
 
 
 MultimodalArchitecture = VisionArchitecture

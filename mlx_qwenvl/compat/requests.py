@@ -28,7 +28,7 @@ _NO_DRY = "is not supported; use repetition_penalty"
 _WITH_DRY = "it belongs to dry_multiplier"
 _NO_ADAPTERS = "is not supported; merge an adapter into the model before converting it"
 NO_AGENT = "is not supported; call tools yourself, from message.tool_calls"
-_NO_THOUGHT = "is not supported; this model does not think aloud"
+_NO_THOUGHT = "is not supported; whether a model thinks, and how long, is its own"
 
 
 @dataclass(frozen=True, kw_only=True)

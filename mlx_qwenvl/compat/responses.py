@@ -138,11 +138,15 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class ResponseMessage:
-    """What the model says; `content` is None where it only calls tools."""
+    """What the model says; `content` is None where it only calls tools.
+
+    `reasoning_content` is what it thought before, or None.
+    """
 
     content: str | None
     role: str
     tool_calls: list[ToolCallResponse]
+    reasoning_content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,15 @@ class ChatCompletionResponse:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a piece adds: its text, empty where there is none, and calls that are whole with it."""
+    """What a piece adds: its text, empty where there is none, and calls that are whole with it.
+
+    `reasoning_content` is what it adds to the thoughts before the answer, or None.
+    """
 
     content: str
     role: str
     tool_calls: list[ToolCallResponse]
+    reasoning_content: str | None = None
 
 
 @dataclass(frozen=True)

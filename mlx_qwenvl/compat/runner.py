@@ -51,7 +51,9 @@ class Runner:
     jinja_explicit: str | None = refused(_TEMPLATE)
     num_device_layers: Sequence[str] | None = ignored(ONE_MEMORY)
     in_situ_quant: str | None = None
-    anymoe_config: Any = refused("is not supported; there are no experts here")
+    anymoe_config: Any = refused(
+        "is not supported; a model has the experts that it was trained with"
+    )
     pa_gpu_mem: float | None = ignored(_NO_PAGES)
     pa_gpu_mem_usage: float | None = ignored(_NO_PAGES)
     pa_ctxt_len: int | None = ignored(_NO_PAGES)

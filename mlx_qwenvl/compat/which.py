@@ -15,7 +15,7 @@ from mlx_qwenvl.weights.recipes import read_recipe
 _CONVERT = "`mlx-qwenvl convert --quantize 4bit,8bit`"
 _OWN_FOLDER = "is not supported; it is read from the model's folder"
 _LEARNED = "is not supported; `mlx-qwenvl convert --calibrate` learns the rounding, once"
-_NO_SLICES = "is not supported; Qwen2-VL has no slices"
+_NO_SLICES = "is not supported; no member of the family has slices"
 
 
 class Which:
@@ -23,13 +23,13 @@ class Which:
 
     @dataclass(frozen=True)
     class VisionPlain:
-        """A Qwen2-VL: a folder, a single file, a short name such as `2b`, or a Hugging Face name.
+        """One of the family: a folder, a single file, a short name such as `2b`, or the hub's.
 
         What becomes of each option is told in `docs/compat.md`.
 
         Attributes:
             model_id: Anything that `mlx_qwenvl.load` takes.
-            arch: Makes no difference; every name that there is means Qwen2-VL.
+            arch: Makes no difference; the model's `config.json` says which member it is.
             topology: A topology of mistral.rs's or ours.
             from_uqff: A stored quantization by its name, such as "q4k" or "8bit".
             dtype: Number format of weights and activations.
@@ -51,7 +51,7 @@ class Which:
         hf_cache_path: str | None = refused("is not supported; set HF_HUB_CACHE")
         matformer_config_path: str | None = refused(_NO_SLICES)
         matformer_slice_name: str | None = refused(_NO_SLICES)
-        organization: Any = ignored("it is about experts, and Qwen2-VL has none")
+        organization: Any = ignored("a topology says which parts are quantized")
         encoder_cache_memory_bytes: int | None = None
 
         @property

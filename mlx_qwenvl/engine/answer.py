@@ -78,7 +78,7 @@ def answer(
     )
     logits = filled.logits[:, -1]
     sampler = Sampler(options, logits.shape[-1], prompt.token_ids, constraint)
-    thoughts = Thoughts.of(tokenizer, prompt)
+    thoughts = Thoughts.of(tokenizer, prompt, constraint)
     telling = Telling(tokenizer, options, end_ids, watch, constraint, model.points_in, thoughts)
     cache, most = conversation.cache, options.max_tokens
     rows = verify_rows(model)

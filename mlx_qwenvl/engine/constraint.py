@@ -47,6 +47,7 @@ class Vocabulary:
         ends = np.zeros(width, dtype=bool)
         ends[sorted(end_ids)] = True
         self.only_ends = mx.array(ends)
+        self.all_but_ends = mx.array(~ends & (np.arange(width) < size))
 
 
 class _Tokens:
@@ -101,11 +102,18 @@ class Constraint:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._has_ended = False
+        self._opener: int | None = None
         self.error: QwenVLError | None = None
+
+    def begin_behind(self, token_id: int) -> None:
+        """Let the grammar begin behind a token; anything may come before it but the end."""
+        self._opener = token_id
 
     def mask(self) -> mx.array:
         """Tokens that may be drawn now, bool [V]; after the end, or a failure, only the end's."""
         vocabulary = self._vocabulary
+        if self._opener is not None:
+            return vocabulary.all_but_ends
         if self._has_ended or self.error is not None:
             return vocabulary.only_ends
         words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
@@ -121,7 +129,9 @@ class Constraint:
         """Take note of the token that was drawn."""
         if self._has_ended or self.error is not None or token_id < 0:  # none, where logits are NaN
             return
-        if token_id in self._vocabulary.end_ids:
+        if self._opener is not None:
+            self._opener = None if token_id == self._opener else self._opener
+        elif token_id in self._vocabulary.end_ids:
             self._has_ended = True
             if not self._matcher.is_accepting():
                 self.error = OptionError("the answer ended where its grammar may not end")

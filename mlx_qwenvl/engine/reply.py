@@ -47,6 +47,7 @@ class Usage(_Figures):
         cached_tokens: Prompt tokens that did not have to be computed.
         completion_tokens: Tokens of the answer, the end token not counted.
         video_tokens: Video slots among the prompt's.
+        thinking_tokens: Tokens of the answer that were thought before it, their marks included.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class Usage(_Figures):
     cached_tokens: int
     completion_tokens: int
     video_tokens: int = 0
+    thinking_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -61,8 +63,11 @@ class Usage(_Figures):
         return self.prompt_tokens + self.completion_tokens
 
     def to_dict(self) -> dict[str, int]:
-        """All counts, the total included."""
-        return super().to_dict() | {"total_tokens": self.total_tokens}
+        """All counts, the total included; `thinking_tokens` only where there are some."""
+        counts: dict[str, int] = super().to_dict() | {"total_tokens": self.total_tokens}
+        if not self.thinking_tokens:
+            del counts["thinking_tokens"]
+        return counts
 
 
 @dataclass(frozen=True)

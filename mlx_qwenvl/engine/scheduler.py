@@ -255,7 +255,7 @@ class Scheduler:
                 watch,
                 constraint,
                 self._model.points_in,
-                Thoughts.of(self._tokenizer, job.prompt),
+                Thoughts.of(self._tokenizer, job.prompt, constraint),
             ),
             conversation.kv,
             conversation if takes else conversation.fork(conversation.length),

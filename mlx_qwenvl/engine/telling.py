@@ -74,13 +74,12 @@ class Telling:
         thoughts: Thoughts | None = None,
     ) -> None:
         self._unit = unit
-        # What follows a grammar is an answer from its first token on.
-        self._thoughts = None if constraint is not None else thoughts
+        self._thoughts = thoughts
         self._most = options.max_tokens
         self._end_ids = end_ids
         self._constraint = constraint
         self._decoder, self._stop = StreamDecoder(tokenizer), StopText(options.stop)
-        self._count = 0
+        self._count = self._thought = 0
         self.watch = watch
         self.drawn: list[int] = []
         self.reason: FinishReason | None = None
@@ -106,9 +105,16 @@ class Telling:
             self.reason = "stop"
         elif len(self.drawn) >= self._most:
             self.reason = "length"
+        was_inside = self._is_thinking
         thinking, answer = self._apart(text)
+        if was_inside or self._is_thinking:  # the mark that closes them is one of theirs
+            self._thought += 1
         said = None if answer == text else text
         return Chunk(answer, (token,), _logprobs(sampled), thinking=thinking, said=said)
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._thoughts is not None and self._thoughts.is_inside
 
     def _apart(self, text: str) -> tuple[str, str]:
         """Thoughts and the answer in a text."""
@@ -146,6 +152,7 @@ class Telling:
                 cached,
                 self._count,
                 prompt.video_tokens,
+                self._thought,
             ),
             timings=self._timings(prompt, filled),
             peak_memory_bytes=peak_memory_bytes,

@@ -2,12 +2,15 @@
 
 The mark that opens them may be the end of the prompt, where the chat template has written it, or
 the beginning of the answer; anywhere else it is text. Models without such tokens never think.
+What keeps to a grammar is the answer: where the prompt opens thoughts, it begins behind them, and
+otherwise with the first token.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from mlx_qwenvl.engine.constraint import Constraint
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
@@ -21,49 +24,66 @@ class Thoughts:
 
     Args:
         begun: Whether the prompt has opened them.
+
+    Attributes:
+        is_inside: Whether what comes next is still thought.
     """
 
     def __init__(self, begun: bool) -> None:
         self._held = ""
-        self._is_inside = begun
+        self.is_inside = begun
         self._is_behind = False
         self._at_start = True  # of thoughts or of the answer behind them, where lines may be empty
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, prompt: Prompt) -> Thoughts | None:
-        """For the answer to a prompt, or None where the vocabulary has no such marks."""
-        if not (tokenizer.has_token(OPEN) and tokenizer.has_token(CLOSE)):
+    def of(
+        cls, tokenizer: Tokenizer, prompt: Prompt, constraint: Constraint | None = None
+    ) -> Thoughts | None:
+        """For the answer to a prompt, or None where there can be no thoughts before it.
+
+        Args:
+            tokenizer: The model's vocabulary.
+            prompt: What is answered.
+            constraint: What the answer keeps to; told where that begins.
+        """
+        close = tokenizer.find_token(CLOSE)
+        if close is None or tokenizer.find_token(OPEN) is None:
             return None
         tail = tokenizer.decode(prompt.token_ids[-TAIL:].tolist())
-        return cls(begun=tail.rstrip().endswith(OPEN))
+        begun = tail.rstrip().endswith(OPEN)
+        if constraint is not None:
+            if not begun:
+                return None
+            constraint.begin_behind(close)
+        return cls(begun)
 
     def feed(self, text: str) -> tuple[str, str]:
         """What is certain with this text: more thoughts, and more of the answer."""
         self._held += text
         thought = ""
-        if not self._is_inside and not self._is_behind:
+        if not self.is_inside and not self._is_behind:
             begun = self._held.lstrip()
             if OPEN.startswith(begun):
                 return "", ""
             if not begun.startswith(OPEN):
                 self._is_behind, self._at_start = True, False
             else:
-                self._is_inside, self._held = True, begun.removeprefix(OPEN)
-        if self._is_inside:
+                self.is_inside, self._held = True, begun.removeprefix(OPEN)
+        if self.is_inside:
             thought = self._taken_inside()
         return thought, self._taken_behind() if self._is_behind else ""
 
     def finish(self) -> tuple[str, str]:
         """What was held back: text that never became a mark."""
         rest, self._held = self._held, ""
-        return (rest.rstrip("\n"), "") if self._is_inside else ("", rest)
+        return (rest.rstrip("\n"), "") if self.is_inside else ("", rest)
 
     def _taken_inside(self) -> str:
         at = self._held.find(CLOSE)
         if at >= 0:
             thought = self._held[:at].rstrip("\n")
             self._held = self._held[at + len(CLOSE) :]
-            self._is_inside, self._is_behind = False, True
+            self.is_inside, self._is_behind = False, True
         else:
             # Ends of lines wait too: those before the mark belong to it.
             cut = len(self._held) - _begun(self._held)

@@ -85,9 +85,10 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no special token {content}")
         return self.special_ids[content]
 
-    def has_token(self, content: str) -> bool:
-        """Whether a text is one token."""
-        return self._backend.token_to_id(content) is not None
+    def find_token(self, content: str) -> int | None:
+        """Id of a text that is one token, or None where it is none."""
+        found: int | None = self._backend.token_to_id(content)
+        return found
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids, special tokens spelled out, bytes that are no UTF-8 replaced."""

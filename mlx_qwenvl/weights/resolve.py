@@ -13,16 +13,10 @@ from pathlib import Path
 
 from mlx_qwenvl.bars import choose_tqdm
 from mlx_qwenvl.errors import ModelNotFound
+from mlx_qwenvl.weights.short_names import SHORT_NAMES, plain
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
-
-SHORT_NAMES = {
-    short: f"mlx-community/Qwen2-VL-{size.upper()}-Instruct-{bits}bit"
-    for size in ("2b", "7b", "72b")
-    for bits in (4, 8)
-    for short in ([f"{size}-{bits}bit", size] if bits == 4 else [f"{size}-{bits}bit"])
-}
 
 DOWNLOAD_THREAD = "mlx-qwenvl-download"  # name of the thread that a download runs in
 SHOWN_LENGTH = 100  # characters of a name in messages
@@ -80,11 +74,11 @@ def repository_of(name: str) -> str:
     Raises:
         ModelNotFound: It cannot be the name of one.
     """
-    repository = SHORT_NAMES.get(name.lower(), name)
+    repository = SHORT_NAMES.get(plain(name), name)
     if not _REPOSITORY.fullmatch(repository) or name.startswith((".", "~")):
         name = name if len(name) <= SHOWN_LENGTH else f"{name[:SHOWN_LENGTH]}..."
         raise ModelNotFound(
             f"no model {name!r}: expected a folder, a Hugging Face name such as owner/model, or "
-            f"one of {', '.join([DEMO, *SHORT_NAMES])}"
+            f"one of {DEMO}, 2b, 7b-8bit, qwen3-vl-8b and what else `mlx-qwenvl use --help` lists"
         )
     return repository

@@ -13,18 +13,12 @@ from starlette.responses import Response
 
 from mlx_qwenvl import __version__
 from mlx_qwenvl.engine.reply import Chunk, TokenLogprob, boxes_of
-from mlx_qwenvl.engine.tool_calls import (
-    CallBegun,
-    CallPiece,
-    TextPiece,
-    ToolCallParser,
-    ToolEvent,
-)
+from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
 from ..engine import Engine
 from ..figures import Tally, chat_logprobs
-from ..pieces import pieces
+from ..pieces import Piece, ThoughtPiece, pieces
 from ..schemas.chat import ChatRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
@@ -94,16 +88,17 @@ class _Choice:
     def hear(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What a piece adds to the message, as OpenAI's deltas."""
         self.logprobs += chunk.logprobs
-        self.thinking += chunk.thinking
-        thought = {"content": "", "reasoning_content": chunk.thinking} if chunk.thinking else None
-        told = [thought, *(self._delta(event) for event in pieces(chunk, self.parser))]
+        told = [self._delta(piece) for piece in pieces(chunk, self.parser)]
         if chunk.finish_reason is not None:
             is_whole = chunk.finish_reason == "stop" and self.calls
             self.finish_reason = "tool_calls" if is_whole else chunk.finish_reason
             self.boxes = [box.to_dict() for box in boxes_of(self.text, chunk.pictures, chunk.unit)]
         return [delta for delta in told if delta is not None]
 
-    def _delta(self, event: ToolEvent) -> dict[str, Any] | None:
+    def _delta(self, event: Piece) -> dict[str, Any] | None:
+        if isinstance(event, ThoughtPiece):
+            self.thinking += event.text
+            return {"content": "", "reasoning_content": event.text}
         if isinstance(event, TextPiece):
             self.text += event.text
             return {"content": event.text}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import uuid
 from collections.abc import AsyncGenerator, Iterator
@@ -12,12 +14,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_qwenvl.engine.reply import Chunk
-from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser, ToolEvent
+from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser
 
 from ..engine import Engine
 from ..errors import Fault, request_id_of
-from ..pieces import pieces
-from ..schemas.messages import CountTokensRequest, MessagesRequest
+from ..pieces import Piece, ThoughtPiece, pieces
+from ..schemas.messages import CountTokensRequest, Display, MessagesRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
 from ..ticket import Ticket
@@ -36,7 +38,7 @@ def message_routes(engine: Engine, settings: Settings) -> APIRouter:
         call = body.to_call(settings, engine.name)
         parser = ToolCallParser() if body.read_tools(settings).tools else None
         ticket = await unless_gone(request, engine.submit(call))
-        answer = _Answer(engine.name, ticket, parser)
+        answer = _Answer(engine.name, ticket, parser, body.display)
         if body.stream:
 
             def tell_error(fault: Fault) -> str:
@@ -61,7 +63,9 @@ class _Answer:
     """A call's answer while it is heard.
 
     Attributes:
+        display: What is told of thoughts.
         content: Its blocks so far.
+        thought: All of the thought that is the last block, told or not.
         arguments: Of the call that is the last block, JSON as far as it came.
         is_open: Whether the last block goes on.
         is_begun: Whether the message was begun on the wire.
@@ -71,7 +75,9 @@ class _Answer:
     model: str
     ticket: Ticket
     parser: ToolCallParser | None
+    display: Display
     content: list[dict[str, Any]] = field(default_factory=list)
+    thought: str = ""
     arguments: str = ""
     is_open: bool = False
     is_begun: bool = False
@@ -122,9 +128,11 @@ class _Answer:
             "stop_sequence": None,
         }
 
-    def _events(self, event: ToolEvent) -> Iterator[dict[str, Any]]:
-        if isinstance(event, TextPiece):
-            if not (self.is_open and self.content[-1]["type"] == "text"):
+    def _events(self, event: Piece) -> Iterator[dict[str, Any]]:
+        if isinstance(event, ThoughtPiece):
+            yield from self._think(event.text)
+        elif isinstance(event, TextPiece):
+            if not self._is_within("text"):
                 yield from self._open({"type": "text", "text": ""})
             self.content[-1]["text"] += event.text
             yield self._delta({"type": "text_delta", "text": event.text})
@@ -139,9 +147,22 @@ class _Answer:
         else:
             yield from self._close()
 
+    def _think(self, text: str) -> Iterator[dict[str, Any]]:
+        if self.display == "none":
+            return
+        if not self._is_within("thinking"):
+            yield from self._open({"type": "thinking", "thinking": "", "signature": ""})
+        self.thought += text
+        if self.display == "summarized":
+            self.content[-1]["thinking"] += text
+            yield self._delta({"type": "thinking_delta", "thinking": text})
+
+    def _is_within(self, kind: str) -> bool:
+        return self.is_open and bool(self.content[-1]["type"] == kind)
+
     def _open(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self._close()
-        self.is_open, self.arguments = True, ""
+        self.is_open, self.arguments, self.thought = True, "", ""
         self.content.append(block)
         index = len(self.content) - 1
         yield {"type": "content_block_start", "index": index, "content_block": dict(block)}
@@ -157,6 +178,9 @@ class _Answer:
         block = self.content[-1]
         if block["type"] == "tool_use":
             block["input"] = _arguments(self.arguments)
+        elif block["type"] == "thinking":
+            block["signature"] = _signature(self.thought)
+            yield self._delta({"type": "signature_delta", "signature": block["signature"]})
         yield {"type": "content_block_stop", "index": len(self.content) - 1}
 
     def _end(self) -> dict[str, Any]:
@@ -172,21 +196,28 @@ class _Answer:
             reason = "tool_use" if calls else "end_turn"
         return {"stop_reason": reason, "stop_sequence": stop}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         """Anthropic's counts; tokens that were found again are not input tokens."""
         usage = None if self.last is None else self.last.usage
         if usage is None:  # the message only begins
             prompt = self.ticket.progress[1] if self.ticket.progress else 0
-            cached = completion = 0
+            cached = completion = thought = 0
         else:
             prompt, cached = usage.prompt_tokens, usage.cached_tokens
-            completion = usage.completion_tokens
+            completion, thought = usage.completion_tokens, usage.thinking_tokens
+        details = {"output_tokens_details": {"thinking_tokens": thought}} if thought else {}
         return {
             "input_tokens": prompt - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": completion,
+            **details,
         }
+
+
+def _signature(thought: str) -> str:
+    """What clients hand back with a thought: its digest, as nobody here asks who wrote it."""
+    return base64.b64encode(hashlib.sha256(thought.encode("utf-8", "replace")).digest()).decode()
 
 
 def _arguments(text: str) -> dict[str, Any]:

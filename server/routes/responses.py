@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_qwenvl.engine.reply import Chunk, TokenLogprob
-from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser, ToolEvent
+from mlx_qwenvl.engine.tool_calls import CallBegun, CallPiece, TextPiece, ToolCallParser
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 
 from ..engine import Engine
 from ..errors import Fault
 from ..figures import chat_logprobs
-from ..pieces import pieces
+from ..pieces import Piece, ThoughtPiece, pieces
 from ..schemas.responses import ResponsesRequest
 from ..settings import Settings
 from ..stream import EventStream, heard, unless_gone
@@ -106,7 +106,7 @@ class _Answer:
 
     async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
         async for piece in self.ticket:
-            self.logprobs += piece.chunk.logprobs
+            self._note(piece.chunk)
             for event in pieces(piece.chunk, self.parser):
                 for told in self._told(event):
                     yield told
@@ -119,8 +119,15 @@ class _Answer:
         self.number += 1
         return frame({**event, "sequence_number": self.number - 1}, event["type"])
 
-    def _told(self, event: ToolEvent) -> Iterator[dict[str, Any]]:
-        if isinstance(event, TextPiece):
+    def _note(self, chunk: Chunk) -> None:
+        """Keep the probabilities of tokens that become text: thoughts and their marks do not."""
+        is_text = chunk.said is None or bool(chunk.text)
+        self.logprobs = self.logprobs + chunk.logprobs if is_text else ()
+
+    def _told(self, event: Piece) -> Iterator[dict[str, Any]]:
+        if isinstance(event, ThoughtPiece):
+            yield from self._think(event.text)
+        elif isinstance(event, TextPiece):
             yield from self._say(event.text)
         elif isinstance(event, CallBegun):
             self.logprobs = ()
@@ -141,13 +148,18 @@ class _Answer:
             self.logprobs = ()
             yield from self._close()
 
+    def _think(self, text: str) -> Iterator[dict[str, Any]]:
+        if not self._is_within("reasoning"):
+            item = {"type": "reasoning", "id": _new_id("rs"), "summary": [], "content": []}
+            yield from self._open(item, {"type": "reasoning_text", "text": ""})
+        self.output[-1]["content"][0]["text"] += text
+        yield self._of_part("response.reasoning_text.delta", {"delta": text})
+
     def _say(self, text: str) -> Iterator[dict[str, Any]]:
-        if not (self.is_open and self.output[-1]["type"] == "message"):
+        if not self._is_within("message"):
             item = {"type": "message", "id": _new_id("msg"), "role": "assistant", "content": []}
-            yield from self._open(item)
             empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            self.output[-1]["content"] = [empty]
-            yield self._of_part("response.content_part.added", {"part": dict(empty)})
+            yield from self._open(item, empty)
         part = self.output[-1]["content"][0]
         logprobs: list[dict[str, Any]] = []
         if self.body.wants_logprobs:
@@ -159,11 +171,19 @@ class _Answer:
             "response.output_text.delta", {"delta": text, "logprobs": _without_bytes(logprobs)}
         )
 
-    def _open(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _is_within(self, kind: str) -> bool:
+        return self.is_open and self.output[-1]["type"] == kind
+
+    def _open(
+        self, item: dict[str, Any], part: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
         yield from self._close()
         self.is_open = True
         self.output.append({**item, "status": "in_progress"})
         yield self._item("response.output_item.added")
+        if part is not None:
+            self.output[-1]["content"] = [part]
+            yield self._of_part("response.content_part.added", {"part": dict(part)})
 
     def _close(self) -> Iterator[dict[str, Any]]:
         if not self.is_open:
@@ -172,15 +192,17 @@ class _Answer:
         item = self.output[-1]
         # An item that the answer's end closes may have been cut off.
         item["status"] = "completed" if self._status != "incomplete" else "incomplete"
-        if item["type"] == "message":
-            part = item["content"][0]
-            whole = {"text": part["text"], "logprobs": _without_bytes(part["logprobs"])}
-            yield self._of_part("response.output_text.done", whole)
-            yield self._of_part("response.content_part.done", {"part": dict(part)})
-        else:
+        if item["type"] == "function_call":
             yield self._of_item(
                 "response.function_call_arguments.done", {"arguments": item["arguments"]}
             )
+        else:
+            part = item["content"][0]
+            whole = {"text": part["text"]}
+            if "logprobs" in part:
+                whole["logprobs"] = _without_bytes(part["logprobs"])
+            yield self._of_part(f"response.{part['type']}.done", whole)
+            yield self._of_part("response.content_part.done", {"part": dict(part)})
         yield self._item("response.output_item.done")
 
     def _item(self, kind: str) -> dict[str, Any]:
@@ -221,7 +243,7 @@ class _Answer:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
             "total_tokens": usage.total_tokens,
         }
 

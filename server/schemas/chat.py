@@ -27,6 +27,7 @@ from .tools import Tools
 
 _TOOLS = "is not supported; use tools and tool_choice"
 _TEMPLATE = "is not supported; the dialogue form is the model's own"
+_THINKING = "is not supported; whether a model thinks, and how long, is its own"
 
 REFUSED: Refusals = {
     **REFUSED_EVERYWHERE,
@@ -39,18 +40,18 @@ REFUSED: Refusals = {
     "documents": (only([]), NOT_HERE),
     "echo": (only(False), NOT_HERE),
     "enable_shell": (only(False), NOT_HERE),
-    "enable_thinking": (only(False), "is not supported; this model does not think aloud"),
+    "enable_thinking": (only(False), _THINKING),
     "files": (only([]), "is not supported; put pictures into messages"),
     "function_call": (only("none", "auto"), _TOOLS),
     "functions": (only([]), _TOOLS),
     "modalities": (only(["text"], []), "holds more than text, which is all this model gives"),
     "moderation": (only(), NOT_HERE),
     "prediction": (only(), NOT_HERE),
-    "reasoning_effort": (only("none"), "is not supported; this model does not think aloud"),
+    "reasoning_effort": (only("none"), _THINKING),
     "session_id": (only(), "is not supported; send the whole conversation"),
     "store": (only(False), "is not supported; nothing is kept here"),
     "suffix": (only(), NOT_HERE),
-    "thinking": (only({"type": "disabled"}), "is not supported; this model does not think aloud"),
+    "thinking": (only({"type": "disabled"}), _THINKING),
     "verbosity": (only("medium"), "is not supported; say in the messages how long to be"),
     "web_search_options": (only(), NOT_HERE),
 }

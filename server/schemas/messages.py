@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import WithJsonSchema
 
@@ -37,10 +37,13 @@ ATTRIBUTION = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
 THINKING = ("adaptive", "between_tools", "disabled", "enabled")
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 THOUGHTS = ("thinking", "redacted_thinking")
+# What is told of thoughts: all, that there were some, nothing. Anthropic sums up; here it is all.
+Display: TypeAlias = Literal["summarized", "omitted", "none"]
+DISPLAYS: tuple[Display, ...] = ("summarized", "omitted")
 
 
 def _only_about_thoughts(value: Any) -> bool:
-    """Whether nothing but earlier thoughts is to be left out, of which there are none here."""
+    """Whether nothing but earlier thoughts is to be left out, which never are told again here."""
     edits = value.get("edits", ()) if isinstance(value, Mapping) else None
     return isinstance(edits, Sequence) and all(
         isinstance(each, Mapping) and str(each.get("type")).startswith("clear_thinking")
@@ -109,6 +112,8 @@ class CountTokensRequest(AnswerFields):
         check_model(self.model, settings, served)
         if self.thinking is not None and self.thinking.get("type") not in THINKING:
             raise RequestError(f"thinking.type is not one of {', '.join(THINKING)}", "thinking")
+        if self.thinking is not None and self.thinking.get("display") not in (None, *DISPLAYS):
+            raise RequestError(f"thinking.display is not one of {', '.join(DISPLAYS)}", "thinking")
         tools = self.read_tools(settings)
         messages = admit(_conversation(self.system, self.messages), settings)
         where, form = "output_config.format", (self.output_config or {}).get("format")
@@ -124,6 +129,14 @@ class CountTokensRequest(AnswerFields):
             grammar=tools.form(read_form(form, None, settings, where), where),
             continues=messages[-1].role == "assistant",
         )
+
+    @property
+    def display(self) -> Display:
+        """What is told of thoughts; a model that thinks does so, whatever is asked."""
+        asked = self.thinking or {}
+        if asked.get("type") == "disabled":
+            return "none"
+        return "omitted" if asked.get("display") == "omitted" else "summarized"
 
     @property
     def most(self) -> int | None:

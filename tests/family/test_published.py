@@ -9,66 +9,28 @@ nothing of its own.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from math import prod
 
 import pytest
-from mlx.utils import tree_flatten
 
 from mlx_qwenvl.models.config import Config
-from mlx_qwenvl.models.families import MEMBERS, build
+from mlx_qwenvl.models.families import MEMBERS
 from mlx_qwenvl.weights.names import canonical, halves
-from mlx_qwenvl.weights.plan import PATCH_EMBED, make_plan
+from mlx_qwenvl.weights.plan import make_plan
 from mlx_qwenvl.weights.recipes import read_recipe
-
-PUBLISHED: dict[str, Any] = json.loads(
-    Path(__file__).with_name("published").joinpath("checkpoints.json").read_text()
+from tests.family.checkpoints import (
+    CHECKPOINTS,
+    PUBLISHED,
+    checkpoint,
+    config_of,
+    stored_shapes,
 )
-CHECKPOINTS = [(member, name) for member, m in PUBLISHED.items() for name in m["checkpoints"]]
-SHAPE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-TOKENS = {"vision_start": 151652, "vision_end": 151653, "image": 151655, "video": 151656}
-
-
-def checkpoint(member: str, name: str) -> dict[str, Any]:
-    """What is known of a checkpoint; what is made from another has its shape."""
-    stated: dict[str, Any] = PUBLISHED[member]["checkpoints"][name]
-    return checkpoint(member, stated["like"]) if "like" in stated else stated
-
-
-def config_of(member: str, name: str) -> dict[str, Any]:
-    """Its `config.json`, as far as it is read."""
-    stated, common = checkpoint(member, name), PUBLISHED[member]
-    text = {**common["text"], **dict(zip(SHAPE, stated["shape"], strict=True))}
-    text |= stated.get("decoder", {})
-    width = "hidden_size" if member == "qwen2_vl" else "out_hidden_size"
-    vision = {**common["vision"], **stated.get("tower", {}), width: stated["shape"][0]}
-    ids = {f"{mark}_token_id": number for mark, number in TOKENS.items()}
-    raw = {"model_type": member, **ids, "tie_word_embeddings": stated["tied"]}
-    is_nested = MEMBERS[member].config_type.is_nested
-    return {**raw, "vision_config": vision, **({"text_config": text} if is_nested else text)}
-
-
-def weights(config: Config) -> dict[str, int]:
-    """Numbers of weights by name, of the patch embedding as it is stored."""
-    found = {name: array.size for name, array in tree_flatten(build(config).parameters())}
-    found[f"{PATCH_EMBED}.weight"] += found.pop(f"{PATCH_EMBED}.motion")
-    if not config.vision.has_patch_bias:
-        del found[f"{PATCH_EMBED}.bias"]
-    return found
 
 
 @pytest.mark.parametrize(("member", "name"), CHECKPOINTS, ids=[name for _, name in CHECKPOINTS])
 def test_a_published_checkpoint_has_the_stated_number_of_weights(member: str, name: str) -> None:
     config = Config.from_dict(config_of(member, name))
-    assert sum(weights(config).values()) == checkpoint(member, name)["parameters"]
+    assert sum(map(prod, stored_shapes(config).values())) == checkpoint(member, name)["parameters"]
     assert type(config) is MEMBERS[member].config_type
     plan = make_plan(config, read_recipe("4bit"))
     assert not plan.ungrouped, "the decoder's rows make groups of 64"
@@ -101,7 +63,7 @@ def test_a_published_checkpoint_has_the_stated_number_of_weights(member: str, na
 )
 def test_the_hubs_names_lead_to_weights_of_the_model(member: str, names: tuple[str, ...]) -> None:
     first = next(iter(PUBLISHED[member]["checkpoints"]))
-    known = weights(Config.from_dict(config_of(member, first)))
+    known = stored_shapes(Config.from_dict(config_of(member, first)))
     for name in names:
         assert all(own in known for own in halves(canonical(name))), name
 
