@@ -26,7 +26,6 @@ from mlx_qwenvl.inputs.image import (
     ImagePatches,
     cut_patches,
     joined_patches,
-    smart_resize,
 )
 
 __all__ = [
@@ -159,10 +158,7 @@ class FrameCutter:
             raise MediaError("the video has no frames")
         depth = geometry.temporal_patch_size
         width, height = source_size
-        pixels = budget.of_frame(count, depth)
-        rows, columns = smart_resize(
-            height, width, geometry.factor, pixels.min_pixels, pixels.max_pixels
-        )
+        rows, columns = budget.size(height, width, count, geometry)
         self._geometry, self._source_size, self._size = geometry, source_size, (columns, rows)
         self._grid = (
             -(-count // depth),
