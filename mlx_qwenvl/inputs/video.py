@@ -237,5 +237,6 @@ def in_words(number: int, seen: Seen) -> str:
     read = f"{wide} x {high} pixels, read as {width} x {height}, {seen.n_tokens} tokens"
     if isinstance(seen, ImagePatches):
         return f"picture {number}: {read}"
-    end = seen.grid_thw[0] * seen.seconds_per_grid
-    return f"video {number}: {len(seen.frame_times)} frames of {end:.1f} s, {read}"
+    count = len(seen.frame_times)
+    end = count * seen.seconds_per_grid / seen.geometry.temporal_patch_size
+    return f"video {number}: {count} frames of {end:.1f} s, {read}"
