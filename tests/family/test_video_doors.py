@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.talk import Talk
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.generate import main
+from mlx_qwenvl.inputs.film import read_film
+from mlx_qwenvl.inputs.frames_shared import SharedBudget
+from mlx_qwenvl.inputs.image import ImageGeometry
+from mlx_qwenvl.inputs.media import DEFAULT_LIMITS
 from server.engine import Engine
 from server.settings import Settings
 from tests.chatting.conftest import Recorder
+from tests.golden.timed_videos import timed
 from tests.golden.younger import write_younger
 from tests.server.conftest import connected_to
 
@@ -25,7 +31,9 @@ pytest.importorskip("av", reason="PyAV decodes videos; it comes with the extra '
 
 from tests.films import film
 
+GEOMETRY = ImageGeometry(patch_size=16, merge_size=2, temporal_patch_size=2)
 CLIP = film(30, size=(128, 96))  # three seconds; 12 tokens a temporal patch
+ROWS = [row for row in timed("qwen3_vl")["sampled"] if row["total"] in (17, 60)]
 STAYS = [100 * index for index in range(10)] + [5000]  # ms; the last frame is long in coming
 
 
@@ -65,6 +73,19 @@ def test_the_command_line_takes_frames_as_it_is_told(
     assert tokens("--n-frames", "5") == 3 * 12  # the last one twice
     assert tokens("--fps", "9", "--max-frames", "7") == 4 * 12
     assert tokens("--max-pixels", "3072") == 3 * 2
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['total']} at {row['rate']}")
+def test_a_files_frames_and_times_are_those_of_its_rate(
+    row: dict[str, Any], container: str
+) -> None:
+    """Though Matroska rounds each frame's time to a millisecond, and a half may decide."""
+    file = io.BytesIO(film(row["total"], rate=row["rate"], container=container))
+    budget = SharedBudget(**row["asked"], min_pixels=1024)
+    video = read_film(file, "clip", GEOMETRY, budget, DEFAULT_LIMITS.video)
+    assert [round(moment * row["rate"]) for moment in video.frame_times] == row["indices"]
+    assert [f"{moment:.1f}" for moment in video.timestamps] == row["times"]
 
 
 def test_a_chat_keeps_a_videos_times(folder: Path, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ PLACE = re.compile(r"<\|vision_start\|><\|video_pad\|><\|vision_end\|>")
 OUTER = [TOKEN_ID["<|vision_start|>"], TOKEN_ID["<|vision_end|>"]]
 LIMITS = {"shortest_edge": MIN_PIXELS, "longest_edge": TOTAL_PIXELS}
 
+# Frames and rate of videos whose length or times a container's milliseconds would change.
+ROUNDED = [(60, 24, {"fps": 2}), (17, 30, {"fps": 3})]
 # Frames, height and width of a video, and least and most pixels of all frames.
 SIZES: list[tuple[int, int, int, tuple[int, int]]] = [
     (frames, height, width, limits)
@@ -246,7 +248,7 @@ def _kinds(ids: torch.Tensor) -> torch.Tensor:
 def sampled(recorder: Recorder) -> list[dict[str, Any]]:
     """What is sampled of videos of some lengths and rates, and the times that prompts tell."""
     rows = []
-    for total, rate, asked in SAMPLED:
+    for total, rate, asked in (*SAMPLED, *ROUNDED):
         ends = {key: asked[key] for key in ("min_frames", "max_frames") if key in asked}
         own = {key: asked[key] for key in asked.keys() - ends.keys()}
         indices = (
