@@ -53,6 +53,7 @@ from mlx_qwenvl.inputs.video import VideoPatches, in_words
 from mlx_qwenvl.inputs.video_part import VideoPart, VideoSource
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
+from mlx_qwenvl.models.families import member_of
 from mlx_qwenvl.models.model import Model
 from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.bundle import open_bundle
@@ -140,7 +141,7 @@ def load(
         plan = make_plan(config, recipe, topology=rules)
         for note in plan.notes:
             log.warning(note)
-        processor = Processor.from_folder(folder)
+        processor = Processor.from_folder(folder, member_of(config).video_budget)
         tokenizer = Tokenizer.from_folder(folder)
         template = ChatTemplate.from_folder(folder)
         file = folder / "generation_config.json"
@@ -496,6 +497,7 @@ class QwenVL:
             self.tokenizer,
             lambda part: self.open(part, options, limits),
             lambda part: self.open_video(part, options, limits),
+            tells_times=self.model.tells_times,
         )
         for number, slot in enumerate(built.slots, start=1):
             log.info("%s", in_words(number, slot.image))

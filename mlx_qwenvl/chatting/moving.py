@@ -51,7 +51,11 @@ def _video_to(vlm: QwenVL, seen: VideoPatches, options: Options) -> VideoPatches
     """A video as a model takes it, of the frames that the other one saw."""
     depth = seen.geometry.temporal_patch_size
     again = VideoPart(seen.to_images(), VideoWishes(fps=depth / seen.seconds_per_grid))
-    return replace(vlm.open_video(again, options), source_size=seen.source_size)
+    return replace(
+        vlm.open_video(again, options),
+        source_size=seen.source_size,
+        frame_times=seen.frame_times,
+    )
 
 
 def _shown_to(

@@ -32,8 +32,8 @@ class Lookup:
     def prepare(self) -> None:
         """Index the prompt and what was appended so far."""
         ids = self._prompt.token_ids.astype(np.int64)
-        for slot in self._prompt.slots:
-            ids[slot.start : slot.start + slot.image.n_tokens] = PICTURE
+        for start, seen in (run for slot in self._prompt.slots for run in slot.runs):
+            ids[start : start + seen.n_tokens] = PICTURE
         ids = np.concatenate([ids, np.array(self._tokens, dtype=np.int64)])
         self._tokens, self._next = ids.tolist(), _index(ids)
         self._find()

@@ -85,8 +85,9 @@ class Filling:
         positions, rope_delta = model.prompt_positions(
             prompt.token_ids.size,
             [
-                Slot(slot.start, slot.image.grid_thw, slot.image.seconds_per_grid)
+                Slot(start, seen.grid_thw, slot.image.seconds_per_grid)
                 for slot in prompt.slots
+                for start, seen in slot.runs
             ],
         )
         conversation.positions.expect(positions, rope_delta, start=0)

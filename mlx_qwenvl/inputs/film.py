@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import Image
 
 from mlx_qwenvl.errors import MediaError
-from mlx_qwenvl.inputs.film_index import FilmIndex, Stretch
+from mlx_qwenvl.inputs.film_index import FilmIndex, Stretch, unrounded
 from mlx_qwenvl.inputs.frames import VideoBudget, moments_to_take
 from mlx_qwenvl.inputs.image import ImageGeometry
 from mlx_qwenvl.inputs.pyav import pyav, upright
@@ -75,7 +75,7 @@ def read_film(
     for at, frame in enumerate(reading.frames(index, wanted)):
         if cutter is None:
             cutter = FrameCutter(frame.size, len(wanted), geometry, budget)
-        cutter.take(frame, float(moments[at] - moments[0]))
+        cutter.take(frame, float(index.since_first(moments[at])))
     if cutter is None:
         raise MediaError(f"{name}: none of its {len(index.shown)} frames can be decoded")
     return cutter.finish(depth * float(index.length) / len(wanted))
@@ -115,6 +115,7 @@ class _Reading:
         with self._opened() as (container, stream):
             tick = stream.time_base
             assert tick is not None, "a stream of an open file counts time"
+            rate = stream.average_rate or None
             most = limits.max_seconds / tick
             said = container.duration
             for packet in container.demux(stream):
@@ -146,12 +147,14 @@ class _Reading:
         # The last frame stays for as long as the others do, or longer where the file says so.
         step = Fraction(shown[-1] - shown[0], max(len(shown) - 1, 1))
         length = max(shown[-1] - shown[0] + step, Fraction(end - shown[0])) * tick
+        if rate is not None:
+            length = unrounded(length, rate, 2 * tick)  # both of its ends are rounded
         if said is not None and said > SAID_LONGER * float(length) * self._av.time_base:
             log.warning(
                 "%s: says that it has %.1f s and has frames of %.1f s",
                 *(self._name, said / self._av.time_base, float(length)),
             )
-        return FilmIndex(shown, tick, length, stretches)
+        return FilmIndex(shown, tick, length, stretches, rate)
 
     def frames(self, index: FilmIndex, wanted: list[int]) -> Iterator[Image.Image]:
         """The frame on display at each wanted tick, upright and in RGB, in order."""

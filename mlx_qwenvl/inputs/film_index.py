@@ -6,7 +6,7 @@ import bisect
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["FilmIndex", "Stretch"]
+__all__ = ["FilmIndex", "Stretch", "unrounded"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class FilmIndex:
         length: Seconds that all are shown.
         stretches: For each stretch that begins with a key frame, the number of its first packet
             and the first and last tick of the frames in it.
+        rate: Frames of a second, as the file says; None where it says nothing.
     """
 
     shown: list[int]
     tick: Fraction
     length: Fraction
     stretches: list[Stretch]
+    rate: Fraction | None = None
 
     def seconds(self, ticks: int) -> Fraction:
         """Ticks in seconds."""
@@ -33,6 +35,11 @@ class FilmIndex:
     def ticks(self, moment: Fraction) -> int:
         """Seconds in ticks."""
         return int(moment / self.tick)
+
+    def since_first(self, moment: Fraction) -> Fraction:
+        """Seconds from the first frame, as they were before they were rounded to ticks."""
+        passed = moment - self.seconds(self.shown[0])
+        return passed if self.rate is None else unrounded(passed, self.rate, self.tick)
 
     def needed(self, wanted: list[int]) -> list[bool]:
         """Which stretches have to be decoded.
@@ -49,6 +56,12 @@ class FilmIndex:
                 if at and taken[0] < stretch.key:
                     needed[at - 1] = True
         return needed
+
+
+def unrounded(seconds: Fraction, rate: Fraction, most: Fraction) -> Fraction:
+    """The time that whole frames take, where it is not farther than `most` seconds."""
+    exact = round(seconds * rate) / rate
+    return exact if abs(exact - seconds) <= most else seconds
 
 
 @dataclass

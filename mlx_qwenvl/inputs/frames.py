@@ -7,14 +7,23 @@ Counts, indices and sizes equal Transformers' Qwen2-VL video processor with its 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from mlx_qwenvl.errors import OptionError
-from mlx_qwenvl.inputs.image import PixelBudget
+from mlx_qwenvl.inputs.image import ImageGeometry, PixelBudget, smart_resize
 
-__all__ = ["NO_WISHES", "VideoBudget", "VideoWishes", "evenly_spaced", "moments_to_take"]
+__all__ = [
+    "NO_WISHES",
+    "VideoBudget",
+    "VideoWishes",
+    "evenly_spaced",
+    "moments_to_take",
+    "pixel_limits",
+    "stated_frames",
+]
 
 FPS = 2.0  # frames taken of a second where nobody says otherwise
 MIN_FRAMES = 4
@@ -62,6 +71,33 @@ class VideoBudget:
             raise OptionError(f"total_pixels is {self.total_pixels}, expected a number from 1 up")
         PixelBudget(self.min_pixels, self.max_pixels)
 
+    @classmethod
+    def stated(
+        cls, raw: Mapping[str, Any], pictures: PixelBudget, geometry: ImageGeometry
+    ) -> VideoBudget:
+        """The usual budget with what a video processor's settings say.
+
+        A checkpoint whose pictures are smaller than the family's frames has its frames as small.
+
+        Args:
+            raw: The settings; empty where there are none.
+            pictures: What holds of the checkpoint's pictures.
+            geometry: How they are cut.
+        """
+        least, most = pixel_limits(raw)
+        most = most or min(FRAME_MAX_PIXELS, pictures.max_pixels)
+        least = least or (FRAME_MIN_PIXELS if most >= FRAME_MIN_PIXELS else pictures.min_pixels)
+        return cls(min_pixels=least, max_pixels=most, **stated_frames(raw))
+
+    def within(self, pixels: int) -> VideoBudget:
+        """The same with no more than so many pixels in all temporal patches."""
+        return replace(self, total_pixels=min(self.total_pixels, pixels))
+
+    @property
+    def fill_pixels(self) -> int:
+        """Most pixels that temporal patches of the least size are taken for, each as one frame."""
+        return self.total_pixels
+
     def count(self, total: int, seconds: float, depth: int) -> int:
         """How many frames are taken.
 
@@ -82,11 +118,30 @@ class VideoBudget:
         asked = min(max(seconds * self.fps, self.min_frames), most)
         return max(math.floor(asked / depth) * depth, depth)
 
+    def numbers(self, total: int, count: int) -> list[int]:
+        """Which of `total` frames are taken, where `count` are: each begins its share of time."""
+        return [index * total // count for index in range(count)]
+
+    def moments(
+        self, shown: Sequence[Fraction], seconds: Fraction, count: int
+    ) -> Iterator[Fraction]:
+        """The same in seconds, where frames come at no even rate; see `moments_to_take`."""
+        return (shown[0] + seconds * index / count for index in range(count))
+
     def of_frame(self, count: int, depth: int) -> PixelBudget:
         """What each of so many frames may keep: its own limits, and its share of the total."""
         share = self.total_pixels * depth // max(count, depth)
         most = max(min(self.max_pixels, share), int(self.min_pixels * ABOVE_LEAST))
         return PixelBudget(self.min_pixels, most)
+
+    def size(self, height: int, width: int, count: int, geometry: ImageGeometry) -> tuple[int, int]:
+        """Height and width of each of `count` frames after resizing.
+
+        Raises:
+            MediaError: As `smart_resize`.
+        """
+        pixels = self.of_frame(count, geometry.temporal_patch_size)
+        return smart_resize(height, width, geometry.factor, pixels.min_pixels, pixels.max_pixels)
 
 
 @dataclass(frozen=True)
@@ -152,7 +207,8 @@ class VideoWishes:
         budget = replace(usual, **given)
         if self.max_frames is None and self.n_frames is None:
             least = int(budget.min_pixels * ABOVE_LEAST)
-            room = max(depth * (budget.total_pixels // least), budget.min_frames)
+            most = budget.fill_pixels if self.total_pixels is None else self.total_pixels
+            room = max(depth * (most // least), budget.min_frames)
             budget = replace(budget, max_frames=min(budget.max_frames, room))
         return budget
 
@@ -165,8 +221,8 @@ def moments_to_take(
 ) -> list[Fraction]:
     """When the frames to take are on display, in the order of time.
 
-    Where frames come at an even rate, these are the ones that lie evenly among their numbers; of
-    another video, the ones that are on display at evenly spaced moments.
+    Where frames come at an even rate, the budget tells their numbers; of another video, these are
+    the ones that are on display at the budget's moments.
 
     Args:
         shown: When each frame of the video appears, in seconds, in order; at least one.
@@ -180,14 +236,26 @@ def moments_to_take(
     total = len(shown)
     count = budget.count(total, float(seconds), depth)
     if evenly_spaced([*shown, shown[0] + seconds]):
-        return [shown[index * total // count] for index in range(count)]
+        return [shown[number] for number in budget.numbers(total, count)]
     taken, at = [], 0
-    for index in range(count):
-        moment = shown[0] + seconds * index / count
+    for moment in budget.moments(shown, seconds, count):
         while at + 1 < total and shown[at + 1] <= moment:
             at += 1
         taken.append(shown[at])
     return taken
+
+
+def pixel_limits(raw: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Least and most pixels; newer files name them as edges, but they are numbers of pixels."""
+    size = raw.get("size") or {}
+    least = raw.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge")
+    most = raw.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge")
+    return least, most
+
+
+def stated_frames(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a video processor's settings say of the number of frames."""
+    return {key: raw[key] for key in ("fps", "min_frames", "max_frames") if raw.get(key)}
 
 
 def evenly_spaced(shown: Sequence[Fraction]) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "ImageGeometry",
     "ImagePatches",
     "PixelBudget",
+    "check_sides",
     "cut_patches",
     "image_patches",
     "joined_patches",
@@ -153,12 +154,7 @@ def smart_resize(
     Raises:
         MediaError: If a side is not positive, or one is over 200 times as long as the other.
     """
-    short, long = sorted((height, width))
-    if short < 1:
-        raise MediaError(f"a picture of {width} x {height} pixels has no pixels")
-    if long / short > MAX_ASPECT_RATIO:
-        limit = f"the long side may be {MAX_ASPECT_RATIO} times the short one at most"
-        raise MediaError(f"a picture of {width} x {height} pixels is too elongated; {limit}")
+    check_sides(height, width)
     # Python's round: halves go to the even multiple, and a side under half a factor goes to 0,
     # which lands in the second branch below.
     new_height = round(height / factor) * factor
@@ -172,6 +168,20 @@ def smart_resize(
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
     return new_height, new_width
+
+
+def check_sides(height: int, width: int) -> None:
+    """Refuse a picture of a shape that Qwen2-VL was not made for.
+
+    Raises:
+        MediaError: If a side is not positive, or one is over 200 times as long as the other.
+    """
+    short, long = sorted((height, width))
+    if short < 1:
+        raise MediaError(f"a picture of {width} x {height} pixels has no pixels")
+    if long / short > MAX_ASPECT_RATIO:
+        limit = f"the long side may be {MAX_ASPECT_RATIO} times the short one at most"
+        raise MediaError(f"a picture of {width} x {height} pixels is too elongated; {limit}")
 
 
 def n_tokens_for(width: int, height: int, geometry: ImageGeometry, budget: PixelBudget) -> int:

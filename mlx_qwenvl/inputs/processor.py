@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_qwenvl.errors import CheckpointError, MediaError, OptionError
 from mlx_qwenvl.inputs.film import read_film
-from mlx_qwenvl.inputs.frames import VideoBudget, VideoWishes
+from mlx_qwenvl.inputs.frames import VideoBudget, VideoWishes, pixel_limits
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches, PixelBudget, image_patches
 from mlx_qwenvl.inputs.media import (
     DEFAULT_LIMITS,
@@ -70,8 +70,12 @@ class Processor:
     video: VideoBudget = USUAL
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Processor:
+    def from_folder(cls, folder: Path, videos: type[VideoBudget] = VideoBudget) -> Processor:
         """Read `preprocessor_config.json`, or `processor_config.json` as newer tools write it.
+
+        Args:
+            folder: The checkpoint's.
+            videos: The member's way to take frames of a video.
 
         Raises:
             CheckpointError: Both are missing, or a key is.
@@ -84,29 +88,41 @@ class Processor:
         raw = read_json(file) if file.exists() else together.get("image_processor")
         if not isinstance(raw, dict):
             raise CheckpointError(f"{file} is missing")
-        return cls.from_dict(raw, video if isinstance(video, dict) else {})
+        return cls.from_dict(raw, video if isinstance(video, dict) else {}, videos)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], video: Mapping[str, Any] = NOTHING) -> Processor:
+    def from_dict(
+        cls,
+        raw: Mapping[str, Any],
+        video: Mapping[str, Any] = NOTHING,
+        videos: type[VideoBudget] = VideoBudget,
+    ) -> Processor:
         """Read an image processor's settings, and a video processor's where there is one.
+
+        Args:
+            raw: The image processor's.
+            video: The video processor's.
+            videos: The member's way to take frames of a video.
 
         Raises:
             CheckpointError: A key is missing or has the wrong type.
         """
-        least, most = _pixel_limits(raw)
-        geometry = ("patch_size", "merge_size", "temporal_patch_size")
-        sizes: dict[str, Any] = {key: raw.get(key) for key in geometry}
+        least, most = pixel_limits(raw)
+        names = ("patch_size", "merge_size", "temporal_patch_size")
+        sizes: dict[str, Any] = {key: raw.get(key) for key in names}
         sizes |= {"min_pixels": least, "max_pixels": most}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise CheckpointError(
                     f"preprocessor_config.json: {key} is {value!r}, expected a positive integer"
                 )
+        geometry = ImageGeometry(**{key: raw[key] for key in names})
+        pictures = PixelBudget(sizes["min_pixels"], sizes["max_pixels"])
         return cls(
-            ImageGeometry(**{key: raw[key] for key in geometry}),
+            geometry,
             Normalization(_channels(raw, "image_mean"), _channels(raw, "image_std")),
-            PixelBudget(sizes["min_pixels"], sizes["max_pixels"]),
-            _video_budget(video, PixelBudget(sizes["min_pixels"], sizes["max_pixels"])),
+            pictures,
+            _video_budget(videos, video, pictures, geometry),
         )
 
     def open(
@@ -174,8 +190,7 @@ class Processor:
         if isinstance(part.source, VideoPatches):
             return part.source
         depth, token = self.geometry.temporal_patch_size, self.geometry.factor**2
-        half = context // 2 * token
-        usual = replace(self.video, total_pixels=min(self.video.total_pixels, half))
+        usual = self.video.within(context // 2 * token)
         budget = part.wishes.over(wishes).applied(replace(usual, most_tokens=context), depth)
         if isinstance(part.source, np.ndarray) or _is_list(part.source):
             return self._listed(part.source, budget, limits)
@@ -228,25 +243,14 @@ def _digest(file: BinaryIO) -> bytes:
     return sha.digest()
 
 
-def _pixel_limits(raw: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Least and most pixels; newer files name them as edges, but they are numbers of pixels."""
-    size = raw.get("size") or {}
-    least = raw.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge")
-    most = raw.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge")
-    return least, most
-
-
-def _video_budget(raw: Mapping[str, Any], pictures: PixelBudget) -> VideoBudget:
-    """The usual budget with what a video processor's settings say.
-
-    A checkpoint whose pictures are smaller than the family's frames has its frames as small.
-    """
-    least, most = _pixel_limits(raw)
-    most = most or min(USUAL.max_pixels, pictures.max_pixels)
-    least = least or (USUAL.min_pixels if USUAL.min_pixels <= most else pictures.min_pixels)
-    said = {key: raw[key] for key in ("fps", "min_frames", "max_frames") if raw.get(key)}
+def _video_budget(
+    videos: type[VideoBudget],
+    raw: Mapping[str, Any],
+    pictures: PixelBudget,
+    geometry: ImageGeometry,
+) -> VideoBudget:
     try:
-        return replace(USUAL, min_pixels=least, max_pixels=most, **said)
+        return videos.stated(raw, pictures, geometry)
     except (OptionError, TypeError):
         raise CheckpointError("the video processor's settings contradict each other") from None
 

@@ -26,6 +26,15 @@ from mlx_qwenvl.inputs.messages import (
     TextPart,
     TokensPart,
 )
+from mlx_qwenvl.inputs.pieces import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    Piece,
+    Place,
+    Special,
+    append_text,
+    filled,
+)
 from mlx_qwenvl.inputs.tokenizer import Tokenizer
 from mlx_qwenvl.inputs.turns import said_plainly
 from mlx_qwenvl.inputs.video import Seen, VideoPatches, View
@@ -34,9 +43,6 @@ from mlx_qwenvl.json_file import read_json
 
 if TYPE_CHECKING:
     import jinja2
-
-IMAGE_PAD = "<|image_pad|>"
-VIDEO_PAD = "<|video_pad|>"
 
 # The family's dialogue form, for folders that come without a template of their own.
 BUILT_IN_TEMPLATE = (
@@ -67,19 +73,28 @@ class ImageSlot:
     Attributes:
         start: Index of its first slot; it fills `image.n_tokens` of them.
         image: Its patches.
+        starts: The same of each temporal patch, where text lies between them; else empty.
     """
 
     start: int
     image: Seen
+    starts: tuple[int, ...] = ()
 
     @property
     def views(self) -> list[tuple[int, View]]:
         """What the vision tower looks at on its own, each with the index of its first slot."""
+        if self.starts:
+            return list(zip(self.starts, self.image.views, strict=True))
         placed, start = [], self.start
         for view in self.image.views:
             placed.append((start, view))
             start += view.n_tokens
         return placed
+
+    @property
+    def runs(self) -> list[tuple[int, Seen | View]]:
+        """What fills slots without a gap, each with the index of its first slot."""
+        return [*self.views] if self.starts else [(self.start, self.image)]
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,7 @@ def build_prompt(
     open_video: Callable[[VideoPart], VideoPatches] | None = None,
     *,
     add_generation_prompt: bool = True,
+    tells_times: bool = False,
 ) -> Prompt:
     """Make a prompt of messages.
 
@@ -184,6 +200,7 @@ def build_prompt(
         open_image: Turns a picture into patches.
         open_video: Turns a video into patches; None where none may come.
         add_generation_prompt: Whether the assistant's turn is opened.
+        tells_times: Whether each temporal patch of a video stands behind its time.
 
     Raises:
         MediaError: A picture or a video cannot be read.
@@ -216,7 +233,8 @@ def build_prompt(
     if begun is not None:
         # Not joined to the template's text: the model's own answer would not be either.
         pieces += [_as_generated(part, tokenizer) for part in begun.parts]
-    return _tokens(pieces, [opened(part) for part in media], tokenizer)
+    shown = [opened(part) for part in media]
+    return _tokens(filled(pieces, shown, tells_times=tells_times), tokenizer)
 
 
 def check_length(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
@@ -279,14 +297,6 @@ def _as_generated(part: Part, tokenizer: Tokenizer) -> TokensPart:
 
 
 @dataclass(frozen=True)
-class _Special:
-    content: str
-
-
-_Piece = str | _Special | TokensPart
-
-
-@dataclass(frozen=True)
 class _Marked:
     """Messages for the template and what their marks stand for."""
 
@@ -321,59 +331,47 @@ class _Marked:
             plain.append({"role": message.role, "content": content})
         return cls(plain, contents, re.compile(f"(\x02{nonce}:[0-9]+\x03)"))
 
-    def restore(self, rendered: str, tokenizer: Tokenizer) -> list[_Piece]:
+    def restore(self, rendered: str, tokenizer: Tokenizer) -> list[Piece]:
         """The rendered text in pieces; what people wrote is joined to the text around it."""
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         unused = set(self.contents)
         for literal in self.pattern.split(rendered):
             part = self.contents.get(literal)
             unused.discard(literal)
             if isinstance(part, TextPart):
-                _append_text(pieces, part.text)
+                append_text(pieces, part.text)
             elif isinstance(part, TokensPart):
                 pieces.append(part)
             else:
                 for piece in tokenizer.split_special(literal):
                     if piece in tokenizer.special_ids:
-                        pieces.append(_Special(piece))
+                        pieces.append(Special(piece))
                     else:
-                        _append_text(pieces, piece)
+                        append_text(pieces, piece)
         if unused:
             raise PromptError("the chat template left out a part of the messages")
         return pieces
 
 
-def _append_text(pieces: list[_Piece], text: str) -> None:
-    """Add text; neighbouring texts are tokenized as one, as if no seam were between them."""
-    if pieces and isinstance(pieces[-1], str):
-        pieces[-1] += text
-    elif text:
-        pieces.append(text)
-
-
-def _tokens(pieces: list[_Piece], media: list[Seen], tokenizer: Tokenizer) -> Prompt:
-    pictures: list[Seen] = [seen for seen in media if isinstance(seen, ImagePatches)]
-    videos: list[Seen] = [seen for seen in media if isinstance(seen, VideoPatches)]
-    waiting = {IMAGE_PAD: iter(pictures), VIDEO_PAD: iter(videos)}
-    for pad, kind, given in ((IMAGE_PAD, "images", pictures), (VIDEO_PAD, "videos", videos)):
-        places = pieces.count(_Special(pad))
-        if places != len(given):
-            raise PromptError(
-                f"{len(given)} {kind} came, but the chat template made {places} places for them"
-            )
+def _tokens(pieces: list[Piece], tokenizer: Tokenizer) -> Prompt:
     ids: list[int] = []
-    slots: list[ImageSlot] = []
+    shown: list[tuple[Seen, list[int]]] = []
     for piece in pieces:
         if isinstance(piece, TokensPart):
             ids += piece.token_ids
         elif isinstance(piece, str):
             ids += tokenizer.encode(piece)
-        elif piece.content in waiting:
-            seen = next(waiting[piece.content])
-            slots.append(ImageSlot(len(ids), seen))
-            ids += [tokenizer.token_id(piece.content)] * seen.n_tokens
+        elif isinstance(piece, Place):
+            if piece.part == 0:
+                shown.append((piece.seen, []))
+            shown[-1][1].append(len(ids))
+            ids += [tokenizer.token_id(piece.pad)] * piece.n_tokens
         else:
-            ids.append(tokenizer.special_ids[piece.content])
+            ids.append(tokenizer.token_id(piece.content))
+    slots = [
+        ImageSlot(starts[0], seen, tuple(starts) if len(starts) > 1 else ())
+        for seen, starts in shown
+    ]
     return Prompt(np.array(ids, dtype=np.int32), tuple(slots))
 
 

@@ -26,7 +26,6 @@ from mlx_qwenvl.inputs.image import (
     ImagePatches,
     cut_patches,
     joined_patches,
-    smart_resize,
 )
 
 __all__ = [
@@ -159,10 +158,7 @@ class FrameCutter:
             raise MediaError("the video has no frames")
         depth = geometry.temporal_patch_size
         width, height = source_size
-        pixels = budget.of_frame(count, depth)
-        rows, columns = smart_resize(
-            height, width, geometry.factor, pixels.min_pixels, pixels.max_pixels
-        )
+        rows, columns = budget.size(height, width, count, geometry)
         self._geometry, self._source_size, self._size = geometry, source_size, (columns, rows)
         self._grid = (
             -(-count // depth),
@@ -241,5 +237,6 @@ def in_words(number: int, seen: Seen) -> str:
     read = f"{wide} x {high} pixels, read as {width} x {height}, {seen.n_tokens} tokens"
     if isinstance(seen, ImagePatches):
         return f"picture {number}: {read}"
-    end = seen.grid_thw[0] * seen.seconds_per_grid
-    return f"video {number}: {len(seen.frame_times)} frames of {end:.1f} s, {read}"
+    count = len(seen.frame_times)
+    end = count * seen.seconds_per_grid / seen.geometry.temporal_patch_size
+    return f"video {number}: {count} frames of {end:.1f} s, {read}"

@@ -31,5 +31,9 @@ def build(config: Config, ops: Ops = TWINS) -> Model:
         config: The shape, read by the member that it belongs to.
         ops: The fused steps: Metal kernels or their twins.
     """
-    member = next(m for m in MEMBERS.values() if m.config_type is type(config))
-    return member(config, ops)
+    return member_of(config)(config, ops)
+
+
+def member_of(config: Config) -> type[Model]:
+    """The class of the model that a configuration describes."""
+    return next(member for member in MEMBERS.values() if member.config_type is type(config))

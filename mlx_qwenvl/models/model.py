@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwenvl.grounding.frame import Unit
+from mlx_qwenvl.inputs.frames import VideoBudget
 from mlx_qwenvl.kernels.ops import TWINS, Ops
 from mlx_qwenvl.models.cache import KVCache, LayerCache, Positions
 from mlx_qwenvl.models.config import Config
@@ -38,14 +39,18 @@ class Model(nn.Module):
         tower_type: Its vision tower.
         decoder_type: Its decoder.
         points_in: What it counts in where it points at pictures.
+        video_budget: How it takes frames of a video, and how large they are.
         counts_seconds: Whether it places the frames of a video by seconds.
+        tells_times: Whether its prompts say when each temporal patch of a video is seen.
     """
 
     config_type: ClassVar[type[Config]] = Config
     tower_type: ClassVar[type[VisionTransformer]] = VisionTransformer
     decoder_type: ClassVar[type[TextModel]] = TextModel
     points_in: ClassVar[Unit] = "thousandths"
+    video_budget: ClassVar[type[VideoBudget]] = VideoBudget
     counts_seconds: ClassVar[bool] = False
+    tells_times: ClassVar[bool] = False
 
     def __init__(self, config: Config, ops: Ops = TWINS) -> None:
         super().__init__()
@@ -101,7 +106,7 @@ class Model(nn.Module):
 
         Args:
             length: Tokens in the prompt, L.
-            slots: Its pictures and videos, in order.
+            slots: Its pictures and videos, or videos' temporal patches, in order.
         """
         places = [(slot.start, slot.grid) for slot in slots]
         steps = [self.time_step(slot) for slot in slots]

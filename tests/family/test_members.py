@@ -16,7 +16,6 @@ from mlx_qwenvl.engine.decode import decode
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.prefill import encode_images, prefill
 from mlx_qwenvl.engine.sampling import Sampler
-from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.models.rope import Slot
 from tests.golden.cases import LAST_LOGITS, YOUNGER_CASES, GoldenCase, description_of, load_case
 from tests.golden.hand_worked import FRAMES, VIDEOS, HandWorkedVideo
@@ -113,12 +112,6 @@ def test_frames_with_text_between_are_placed_as_pictures_are(younger: Younger, m
     assert positions.tolist() == [list(row) for row in FRAMES.position_ids]
     assert positions.tolist() == recorded["position_ids"]
     assert rope_delta == FRAMES.rope_delta == recorded["rope_delta"]
-
-
-@pytest.mark.parametrize("member", ["qwen3_vl", "qwen3_vl_moe"])
-def test_a_video_in_one_piece_is_refused(younger: Younger, member: str) -> None:
-    with pytest.raises(PromptError, match="of 2 temporal patches came in one piece"):
-        younger(member, True).model.prompt_positions(9, [Slot(1, (2, 4, 4), 1.0)])
 
 
 @pytest.mark.parametrize(("layout", "shards"), [("nested", 1), ("hub", 3)])

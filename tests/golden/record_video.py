@@ -266,7 +266,7 @@ def sizes() -> list[dict[str, Any]]:
                 "height": height,
                 "width": width,
                 "limits": limits,
-                "size": _size_of(processor, frames, height, width),
+                "size": size_of(processor, frames, height, width, 28),
             }
         )
     return rows
@@ -276,7 +276,7 @@ class _Asked(Exception):
     """Carries the size that a processor resizes to."""
 
 
-def _size_of(processor: Any, frames: int, height: int, width: int) -> list[int]:
+def size_of(processor: Any, frames: int, height: int, width: int, factor: int) -> list[int]:
     """What `resize` decides, without resizing."""
     from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -289,7 +289,7 @@ def _size_of(processor: Any, frames: int, height: int, width: int) -> list[int]:
             torch.zeros(1, dtype=torch.uint8).expand(1, frames, 3, height, width),
             size=processor.size,
             resample=processor.resample,
-            factor=28,
+            factor=factor,
             temporal_factor=2,
             cap_pixels_per_frame=True,
         )

@@ -17,6 +17,7 @@ from tests.golden.pictures import picture
 
 RECORDING = Path(__file__).with_name("videos.npz")
 DESCRIPTION = Path(__file__).with_name("videos.json")
+TOKEN_SIDE = 28  # pixels of a token's side, in Qwen2-VL
 
 ARRAYS = ("input_ids", "grid_thw", "position_ids", "features", "logits")
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 28 * 28 * 768  # of a frame, in all cases
@@ -96,6 +97,7 @@ class VideoCase:
         position_ids: [3, L] int32, axes t, h, w.
         features: [n_patches/4, D] float32, of all videos.
         logits: [LAST, V] float32, of the last tokens of the prompt.
+        token_side: Pixels of a token's side; of others, frames are larger by as much.
     """
 
     name: str
@@ -109,14 +111,31 @@ class VideoCase:
     position_ids: NDArray[np.int32]
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
+    token_side: int = TOKEN_SIDE
 
     def videos(self) -> list[list[Image.Image]]:
         """The frames of each video."""
-        return [film(*numbers) for numbers in VIDEOS[self.name]]
+        return films(self.name, self.token_side)
 
     def images(self) -> list[Image.Image]:
         """The pictures."""
-        return [picture(*numbers) for numbers in PICTURES.get(self.name, [])]
+        return stills(self.name, self.token_side)
+
+
+def films(name: str, token_side: int = TOKEN_SIDE) -> list[list[Image.Image]]:
+    """Frames of each video of a case, as many tokens high and wide for every side of a token."""
+    return [
+        film(seed, width * token_side // TOKEN_SIDE, height * token_side // TOKEN_SIDE, frames)
+        for seed, width, height, frames in VIDEOS[name]
+    ]
+
+
+def stills(name: str, token_side: int = TOKEN_SIDE) -> list[Image.Image]:
+    """The pictures of a case, likewise."""
+    return [
+        picture(seed, width * token_side // TOKEN_SIDE, height * token_side // TOKEN_SIDE)
+        for seed, width, height in PICTURES.get(name, [])
+    ]
 
 
 def load_video_case(name: str) -> VideoCase:

@@ -6,6 +6,7 @@ otherwise stands here: its keys in `config.json` and its weights by their names 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,32 @@ def write_younger(
     write_weights(folder, younger_weights(member, tied=tied), shards, dtype)
     write_json(folder / "config.json", younger_config(member, layout, tied=tied, dtype=dtype))
     write_small_files(folder, layout, image_sizes(member))
+    if member != "qwen2_5_vl":
+        _write_video_processor(folder, layout)
     return folder
+
+
+def _write_video_processor(folder: Path, layout: Layout) -> None:
+    """Write what the checkpoints say of videos, in a file of its own or beside the pictures'."""
+    half = [0.5, 0.5, 0.5]
+    settings = {
+        "fps": 2,
+        "image_mean": half,
+        "image_std": half,
+        "max_frames": 768,
+        "merge_size": MERGE,
+        "min_frames": 4,
+        "patch_size": PATCH_3,
+        "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+        "temporal_patch_size": TEMPORAL_PATCH,
+        "video_processor_type": "Qwen3VLVideoProcessor",
+    }
+    if layout == "hub":
+        write_json(folder / "video_preprocessor_config.json", settings)
+        return
+    combined = folder / "processor_config.json"
+    processor = json.loads(combined.read_text("utf-8"))
+    write_json(combined, processor | {"video_processor": settings})
 
 
 def image_sizes(member: str) -> dict[str, Any]:
