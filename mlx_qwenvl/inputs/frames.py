@@ -94,6 +94,11 @@ class VideoBudget:
         return replace(self, total_pixels=min(self.total_pixels, pixels))
 
     @property
+    def floor(self) -> int:
+        """Pixels that a frame keeps where it has them, however small its share of the total is."""
+        return int(self.min_pixels * ABOVE_LEAST)
+
+    @property
     def fill_pixels(self) -> int:
         """Most pixels that temporal patches of the least size are taken for, each as one frame."""
         return self.total_pixels
@@ -131,7 +136,7 @@ class VideoBudget:
     def of_frame(self, count: int, depth: int) -> PixelBudget:
         """What each of so many frames may keep: its own limits, and its share of the total."""
         share = self.total_pixels * depth // max(count, depth)
-        most = max(min(self.max_pixels, share), int(self.min_pixels * ABOVE_LEAST))
+        most = max(min(self.max_pixels, share), self.floor)
         return PixelBudget(self.min_pixels, most)
 
     def size(self, height: int, width: int, count: int, geometry: ImageGeometry) -> tuple[int, int]:
@@ -206,9 +211,8 @@ class VideoWishes:
                 given[high] = max(getattr(usual, high), given[low])
         budget = replace(usual, **given)
         if self.max_frames is None and self.n_frames is None:
-            least = int(budget.min_pixels * ABOVE_LEAST)
             most = budget.fill_pixels if self.total_pixels is None else self.total_pixels
-            room = max(depth * (most // least), budget.min_frames)
+            room = max(depth * (most // budget.floor), budget.min_frames)
             budget = replace(budget, max_frames=min(budget.max_frames, room))
         return budget
 

@@ -1,8 +1,9 @@
 """Which frames Qwen3-VL takes of a video, and how many pixels they keep.
 
-The first and the last frame are always among them, their number may be odd, and limits in pixels
-are those of all frames together. Counts, indices and sizes equal Transformers' Qwen3-VL video
-processor with each frame's pixels capped; `tests/golden/qwen3_vl_videos.json` holds the recording.
+The first and the last frame are always among them, their number may be odd, and a checkpoint's
+limits in pixels are those of all frames together. Counts, indices and sizes equal Transformers'
+Qwen3-VL video processor with each frame's pixels capped; `tests/golden/qwen3_vl_videos.json` holds
+the recording.
 """
 
 from __future__ import annotations
@@ -15,27 +16,35 @@ from typing import Any
 
 import numpy as np
 
-from mlx_qwenvl.inputs.frames import VideoBudget, pixel_limits, stated_frames
+from mlx_qwenvl.errors import OptionError
+from mlx_qwenvl.inputs.frames import ABOVE_LEAST, VideoBudget, pixel_limits, stated_frames
 from mlx_qwenvl.inputs.image import ImageGeometry, PixelBudget, check_sides
 
 __all__ = ["SharedBudget"]
 
+SHARED_PIXELS = 64 * 64  # of all frames together at least, where nobody says otherwise
 FRAME_TOKENS = 768  # of a frame at most, where the checkpoint says nothing
 
 
 @dataclass(frozen=True)
 class SharedBudget(VideoBudget):
-    """A budget that all frames share.
-
-    `min_pixels` is the least of all frames together, and as many pixels a frame keeps where it has
-    them; otherwise as `VideoBudget`.
+    """A budget that all frames share; what somebody wishes holds for each of them all the same.
 
     Attributes:
+        shared_pixels: Least pixels of all frames together; a frame that has as many keeps them.
         context_pixels: Most pixels of all temporal patches at their least size, each counted as
             one frame; with more of them fewer frames are taken.
     """
 
+    min_pixels: int = 1
+    shared_pixels: int = SHARED_PIXELS
     context_pixels: int = 2**62
+
+    def __post_init__(self) -> None:
+        """Refuses a budget that no video can meet."""
+        super().__post_init__()
+        if self.shared_pixels < 1:
+            raise OptionError(f"shared_pixels is {self.shared_pixels}, expected one from 1 up")
 
     @classmethod
     def stated(
@@ -51,11 +60,17 @@ class SharedBudget(VideoBudget):
         if raw.get("cap_pixels_per_frame") is False:
             cap = total
         return cls(
-            min_pixels=least,
             max_pixels=max(cap, least),
+            shared_pixels=least,
             total_pixels=total // geometry.temporal_patch_size,
             **stated_frames(raw),
         )
+
+    @property
+    def floor(self) -> int:
+        """Pixels that a frame keeps where it has them, however small its share of the total is."""
+        least = int(max(self.min_pixels, self.shared_pixels) * ABOVE_LEAST)
+        return min(least, self.max_pixels)
 
     @property
     def fill_pixels(self) -> int:
@@ -100,12 +115,14 @@ class SharedBudget(VideoBudget):
         new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
         # Of an odd number of frames the limits count the even one beside it, but scale by all.
         even = round(frames / depth) * depth
+        least = min(self.shared_pixels, even * self.max_pixels)
         if even * new_height * new_width > most:
             shrink = math.sqrt(frames * height * width / most)
             new_height = max(factor, math.floor(height / shrink / factor) * factor)
             new_width = max(factor, math.floor(width / shrink / factor) * factor)
-        elif even * new_height * new_width < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (frames * height * width))
+        elif even * new_height * new_width < least or new_height * new_width < self.min_pixels:
+            wanted = max(least, frames * self.min_pixels)
+            grow = math.sqrt(wanted / (frames * height * width))
             new_height = math.ceil(height * grow / factor) * factor
             new_width = math.ceil(width * grow / factor) * factor
         return new_height, new_width

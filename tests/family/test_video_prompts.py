@@ -216,7 +216,9 @@ def budget_of(**settings: Any) -> Any:
 
 def test_settings_of_videos_are_read_in_every_layout(tmp_path: Path) -> None:
     stated = {"shortest_edge": 4096, "longest_edge": 25165824}
-    expected = SharedBudget(min_pixels=4096, max_pixels=768 * 32 * 32, total_pixels=25165824 // 2)
+    expected = SharedBudget(
+        shared_pixels=4096, max_pixels=768 * 32 * 32, total_pixels=25165824 // 2
+    )
     assert budget_of(size=stated) == expected
     for layout in ("hub", "nested"):
         folder = write_younger(tmp_path / layout, "qwen3_vl_moe", layout=layout)
@@ -226,12 +228,13 @@ def test_settings_of_videos_are_read_in_every_layout(tmp_path: Path) -> None:
 def test_without_settings_those_of_pictures_hold() -> None:
     """As Transformers falls back to `preprocessor_config.json` where there is no other file."""
     budget = budget_of()
-    assert (budget.min_pixels, budget.total_pixels) == (65536, 16777216 // 2)
+    assert (budget.shared_pixels, budget.total_pixels) == (65536, 16777216 // 2)
     own = budget_of(fps=1, max_frames=64, max_video_tokens=512)
     assert (own.fps, own.max_frames, own.max_pixels) == (1, 64, 512 * 32 * 32)
     assert budget_of(cap_pixels_per_frame=False).max_pixels == 16777216
-    with pytest.raises(CheckpointError, match="contradict each other"):
-        budget_of(size={"shortest_edge": 4096, "longest_edge": 1})
+    for least, total in ((4096, 1), (-1, 4096), (4096, "many")):
+        with pytest.raises(CheckpointError, match="contradict each other"):
+            budget_of(size={"shortest_edge": least, "longest_edge": total})
 
 
 def test_wishes_bound_frames_and_pixels(vlm: QwenVL) -> None:
@@ -241,7 +244,8 @@ def test_wishes_bound_frames_and_pixels(vlm: QwenVL) -> None:
 
     assert size() == (4, (256, 192))
     assert size(max_pixels=128 * 96) == (4, (128, 96))
-    assert size(min_pixels=8 * 512 * 384) == (4, (512, 384))
+    assert size(min_pixels=512 * 384) == (4, (512, 384))
+    assert size(min_pixels=100 * 75, max_pixels=100 * 75) == (4, (96, 64))
 
 
 def test_frames_at_their_least_size_are_fewer_than_fill_half_of_the_context() -> None:
