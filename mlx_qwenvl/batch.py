@@ -1,28 +1,31 @@
-"""`python -m mlx_qwenvl.batch --images 'photos/**/*.jpg'`: one question about many pictures."""
+"""`python -m mlx_qwenvl.batch --images 'photos/**/*.jpg'`: one question about many files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_qwenvl.arguments import (
     DEFAULT_QUESTION,
+    DEFAULT_VIDEO_QUESTION,
     EXTRACT_QUESTION,
     add_answer,
     add_form,
     add_model,
+    add_video,
     form_of,
     launched,
     load_model,
     options_of,
 )
+from mlx_qwenvl.batching.files import check_stdin, find_named
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import NO_SPACE, FileLines, StreamLines
-from mlx_qwenvl.batching.pictures import find_pictures
+from mlx_qwenvl.batching.named import Kind, Named
 from mlx_qwenvl.batching.questions import Question
 from mlx_qwenvl.batching.run import Counts, Run
 from mlx_qwenvl.batching.terminal import progress, stoppable
@@ -39,15 +42,17 @@ from mlx_qwenvl.engine.scheduler import MAX_RUNNING
 from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
 from mlx_qwenvl.extracting.answer import read_answer
 from mlx_qwenvl.extracting.form import Form
+from mlx_qwenvl.inputs.pyav import pyav
 
 PROGRAM = "mlx-qwenvl batch"
+BOTH_QUESTION = "Describe what is shown."  # where pictures and videos are asked about
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(
         prog=PROGRAM,
-        description="Ask one question about many pictures; a line of JSON for each.",
+        description="Ask one question about many pictures or videos; a line of JSON for each.",
         epilog="The same command goes on where it was broken off, and asks again what failed.",
     )
     p.add_argument("pictures", nargs="*", metavar="PICTURE", help="as --images")
@@ -66,13 +71,28 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|-",
         help="a list of pictures, one a line",
     )
+    p.add_argument(
+        "--videos",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH|DIR|URL|-",
+        help="the same of videos, with the extra video: 'clips/**/*.mp4', ...",
+    )
+    p.add_argument(
+        "--videos-from",
+        action="append",
+        default=[],
+        metavar="FILE|-",
+        help="a list of videos, one a line",
+    )
     p.add_argument("--null", action="store_true", help="lists end names with NUL (find -print0)")
     p.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="TEXT",
-        help=f"the question ({DEFAULT_QUESTION}); several make several lines a picture",
+        help=f"the question ({DEFAULT_QUESTION}); several make several lines a file",
     )
     p.add_argument(
         "--prompt-file", action="append", default=[], metavar="FILE", help="a question, from a file"
@@ -85,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_model(p)
     add_answer(p)
+    add_video(p)
     p.add_argument(
         "--max-running",
         type=int,
@@ -115,11 +136,9 @@ def _ask(arguments: argparse.Namespace) -> int:
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     if arguments.max_running < 1:
         raise OptionError(f"--max-running is {arguments.max_running}, expected a number from 1 up")
-    questions = _questions(arguments, form)
-    asked = [*arguments.images, *arguments.pictures]
-    if not asked and not arguments.images_from:
-        raise PromptError("no pictures were named; give --images")
-    images = find_pictures(asked, arguments.images_from, ends_with_nul=arguments.null)
+    named = _named(arguments)
+    kinds = {one.kind: None for one in named}
+    questions = _questions(arguments, form, kinds)
     with _output(arguments.output) as (ledger, file):
         vlm = load_model(
             arguments,
@@ -135,17 +154,35 @@ def _ask(arguments: argparse.Namespace) -> int:
             ledger,
             _no_data if form is None else _data,
             arguments.max_running,
+            kinds,
         )
-        return _over(job, images, len(images) * len(questions), file)
+        return _over(job, named, len(named) * len(questions), file)
 
 
-def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int:
+def _named(arguments: argparse.Namespace) -> list[Named]:
+    """What is asked about: pictures, then videos."""
+    pictures = [*arguments.images, *arguments.pictures]
+    lists = arguments.images_from, arguments.videos_from
+    if not any((pictures, arguments.videos, *lists)):
+        raise PromptError("no pictures were named; give --images, or --videos")
+    check_stdin([*pictures, *arguments.videos, *lists[0], *lists[1]])
+    nul = arguments.null
+    named = find_named("image", pictures, lists[0], ends_with_nul=nul)
+    videos = find_named("video", arguments.videos, lists[1], ends_with_nul=nul)
+    if videos:
+        pyav("--videos")  # before the model is loaded, or each line would say the same
+    return [*named, *videos]
+
+
+def _over(job: Run, named: Sequence[Named], total: int, file: Path | None) -> int:
     begin, counts = time.perf_counter(), job.counts
-    unit = "pictures" if total == len(images) else "answers"
+    kinds = {one.kind for one in named}
+    what = "file" if len(kinds) > 1 else "video" if kinds == {"video"} else "picture"
+    unit = f"{what}s" if total == len(named) else "answers"
     try:
         bar = progress(total, unit, beside_lines=file is None)
         with stoppable() as stops, bar as told:
-            is_complete = job.over(images, told, stops)
+            is_complete = job.over(named, told, stops)
     except OSError as error:
         if file is None or error.errno not in NO_SPACE:
             raise
@@ -154,7 +191,7 @@ def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int
             "command goes on"
         ) from None
     seconds = time.perf_counter() - begin
-    print(_summary(counts, total, seconds, unit), file=sys.stderr)
+    print(_summary(counts, total, seconds, unit, what), file=sys.stderr)
     if not is_complete:
         how = "begin anew" if file is None else "the same command goes on"
         print(f"{PROGRAM}: interrupted; {total - counts.done} are left; {how}", file=sys.stderr)
@@ -162,9 +199,9 @@ def _over(job: Run, images: Sequence[str], total: int, file: Path | None) -> int
     return EXIT_ERROR if counts.failed else EXIT_OK
 
 
-def _summary(counts: Counts, total: int, seconds: float, unit: str) -> str:
+def _summary(counts: Counts, total: int, seconds: float, unit: str, what: str) -> str:
     computed = counts.answered - counts.repeated
-    same = f" ({counts.repeated} of them as the same picture)" if counts.repeated else ""
+    same = f" ({counts.repeated} of them as the same {what})" if counts.repeated else ""
     why = " (their lines say why)" if counts.failed else ""
     speed = f", {computed / seconds:.3g} {unit}/s" if computed else ""
     return (
@@ -181,10 +218,15 @@ def _no_data(_: Reply) -> dict[str, object]:
     return {}
 
 
-def _questions(arguments: argparse.Namespace, form: Form | None) -> list[Question]:
-    """What is asked about each picture; no question twice."""
+def _questions(
+    arguments: argparse.Namespace, form: Form | None, kinds: Collection[Kind]
+) -> list[Question]:
+    """What is asked about each file; no question twice."""
     texts = [*arguments.prompt, *map(_text_of, arguments.prompt_file)]
-    texts = texts or [EXTRACT_QUESTION if arguments.extract else DEFAULT_QUESTION]
+    if not texts:
+        usual = DEFAULT_VIDEO_QUESTION if set(kinds) == {"video"} else DEFAULT_QUESTION
+        usual = BOTH_QUESTION if len(kinds) > 1 else usual
+        texts = [EXTRACT_QUESTION if arguments.extract else usual]
     if not all(text.strip() for text in texts):
         raise PromptError("a question is empty; expected some text")
     if form is not None and arguments.extract:

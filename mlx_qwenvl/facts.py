@@ -18,6 +18,7 @@ from mlx_qwenvl.engine.options import PREFILL_STEP
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.inputs.image import PixelBudget, smart_resize
 from mlx_qwenvl.inputs.processor import DEFAULT_MAX_PIXELS, Processor
+from mlx_qwenvl.inputs.pyav import find_pyav
 from mlx_qwenvl.json_file import read_json
 from mlx_qwenvl.models.config import Config
 from mlx_qwenvl.models.quantized_cache import PLAIN, KVFormat
@@ -102,7 +103,7 @@ class Facts:
         """Everything as JSON holds it; sizes are in bytes, budgets in tokens."""
         config, needed = self.description.config, self.memory(GPU)
         machine = backend_here()
-        here = memory_here()
+        here, decoder = memory_here(), find_pyav()
         return {
             "model": self.model,
             "headers_only": self.is_remote,
@@ -147,6 +148,8 @@ class Facts:
                 "memory": here,
                 "needed": self.memory(machine).total,
                 "fits": self.memory(machine).total <= here,
+                "pyav": decoder.version or None,
+                "decodes_videos": not decoder.fault,
             },
             "ceilings": {
                 "measured": False,

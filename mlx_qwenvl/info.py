@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from mlx_qwenvl.command import EXIT_OK, Parser, run
 from mlx_qwenvl.errors import CheckpointError, OptionError
 from mlx_qwenvl.facts import DEFAULT_CONTEXT, KV_8BIT, Facts, backend_here, find_facts, located
+from mlx_qwenvl.inputs.pyav import EXPECTED, find_pyav
 from mlx_qwenvl.sizes import in_bytes, in_numbers
 from mlx_qwenvl.weights.choice import default_model
 from mlx_qwenvl.weights.describe import Part
@@ -60,6 +61,7 @@ def to_lines(facts: Facts) -> Iterator[str]:
         ("Architecture", _architecture(facts)),
         ("Weights", _weights(facts)),
         ("Pictures", _pictures(facts)),
+        ("Videos", _videos()),
         ("Memory", _memory(facts)),
         ("Tokens per second at most", _ceilings(facts)),
     ):
@@ -194,6 +196,15 @@ def _pictures(facts: Facts) -> Iterator[str]:
     if look.size is not None:
         width, height = look.size
         yield f"this one is resized to {width} x {height} pixels and takes {look.tokens} tokens"
+
+
+def _videos() -> Iterator[str]:
+    found = find_pyav()
+    if found.fault:
+        yield f"cannot be decoded here: {found.fault}"
+        yield f"expected is PyAV {EXPECTED} or later; lists of frames need none"
+    else:
+        yield f"decoded by PyAV {found.version}; expected is {EXPECTED} or later"
 
 
 def _memory(facts: Facts) -> Iterator[str]:

@@ -42,6 +42,8 @@ VALUES = ("lacks", "has unknown")
 PUT_TOGETHER = {
     "HEIC pictures need one more package: pip install 'mlx-qwenvl[heic]'",
     "videos need one more package: pip install 'mlx-qwenvl[video]'",
+    "PyAV … can crash on a damaged video, … does not; …",
+    "PyAV cannot be loaded (…); pip uninstall av, then …",
     "the server's TLS certificate is not trusted",
 }
 OURS = [(message, body) for message, body in ENTRIES if not body.startswith(FOREIGN)]

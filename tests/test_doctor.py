@@ -40,6 +40,7 @@ from mlx_qwenvl.doctoring.isolate import Heard, hear
 from mlx_qwenvl.doctoring.probe import Probe
 from mlx_qwenvl.doctoring.telling import private, to_end
 from mlx_qwenvl.engine.disk_tier import FOLDER
+from mlx_qwenvl.inputs.pyav import EXPECTED, INSTALL
 from mlx_qwenvl.weights.choice import choose_model, settings_file
 from tests.command_lines import ROOT, SHAPES, run
 
@@ -332,11 +333,36 @@ def test_an_extra_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     assert {one.name: one.data for one in software.extras()}["extra server"] is True
     monkeypatch.setattr(software, "_version", lambda _needed: None)
     found = {finding.name: finding for finding in software.extras()}
-    assert set(found) == {
-        f"extra {name}" for name in ("heic", "notebook", "plot", "server", "video")
-    }
+    assert set(found) == {f"extra {name}" for name in ("heic", "notebook", "plot", "server")}
     assert found["extra heic"].value == "not installed; pip install 'mlx-qwenvl[heic]'"
     assert {finding.state for finding in found.values()} == {"fine"}
+
+
+def test_pyav_is_told_with_the_version_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av")
+    (needed,) = software.requirements("video")
+    assert str(needed.specifier) == f">={EXPECTED}"
+    value = f"{av.__version__}, for videos; expected is {EXPECTED} or later"
+    assert only(software.videos()) == Finding("PyAV", value, data=True)
+    monkeypatch.setattr(av, "__version__", "16.0.1")
+    old = only(software.videos())
+    assert (old.value, old.state) == (f"16.0.1; expected is {EXPECTED} or later", "note")
+    assert INSTALL in old.advice and old.data is False
+    monkeypatch.setitem(sys.modules, "av", None)
+    missing = only(software.videos())
+    assert missing.value == f"not installed; {INSTALL} brings it, {EXPECTED} or later"
+    assert missing.state == "fine"  # pictures need none
+
+
+def test_a_pyav_that_cannot_be_loaded_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('libavcodec.so.61: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "av", raising=False)
+    found = only(software.videos())
+    assert found.value.startswith("cannot be loaded; expected is") and found.state == "note"
+    assert "(libavcodec.so.61: no such file)" in found.advice
 
 
 def test_the_pythons_that_are_tested_are_those_of_the_readme() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_qwenvl import CheckpointError, ModelNotFound, QwenVL, load
 from mlx_qwenvl.facts import Facts, find_facts
 from mlx_qwenvl.info import main
+from mlx_qwenvl.inputs.pyav import EXPECTED, INSTALL
 from mlx_qwenvl.kernels.ops import TWINS
 from mlx_qwenvl.models.config import Config, VisionConfig
 from mlx_qwenvl.models.families import build
@@ -492,6 +494,28 @@ def test_json_holds_everything_in_bytes(
     assert value["ceilings"]["measured"] is False
     assert set(value["ceilings"]["tokens_per_second"]) == set(CHIPS)
     assert (value["default_variant"], value["variants"]) == (None, {})
+
+
+def test_whether_videos_can_be_decoded_is_told(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+
+    def said() -> tuple[str, dict[str, Any]]:
+        assert main([str(tiny_folder)]) == 0
+        return capsys.readouterr().out, told(capsys, tiny_folder)["machine"]
+
+    out, machine = said()
+    assert f"\nVideos\n  decoded by PyAV {av.__version__}; expected is {EXPECTED} or later\n" in out
+    assert (machine["pyav"], machine["decodes_videos"]) == (av.__version__, True)
+    monkeypatch.setattr(av, "__version__", "16.0.1")
+    out, machine = said()
+    assert "cannot be decoded here: PyAV 16.0.1 can crash" in out and INSTALL in out
+    assert (machine["pyav"], machine["decodes_videos"]) == ("16.0.1", False)
+    monkeypatch.setitem(sys.modules, "av", None)
+    out, machine = said()
+    assert f"one more package: {INSTALL}" in out and f"PyAV {EXPECTED} or later" in out
+    assert (machine["pyav"], machine["decodes_videos"]) == (None, False)
 
 
 def test_a_model_larger_than_memory_does_not_fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from mlx_qwenvl.engine.prefill import encode_images
 from mlx_qwenvl.engine.stores import Stores
 from mlx_qwenvl.generate import main
 from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches
-from mlx_qwenvl.inputs.messages import user_message
+from mlx_qwenvl.inputs.messages import ImagePart, Message, TextPart, user_message
+from mlx_qwenvl.inputs.video import VideoPatches
+from mlx_qwenvl.inputs.video_part import VideoPart
+from mlx_qwenvl.weights.describe import Description
+from mlx_qwenvl.weights.memory import GPU, memory_needed
 from tests.golden.tiny import picture
 from tests.test_attention import peak_of
 
@@ -103,6 +108,62 @@ def test_what_is_computed_bounds_what_an_answer_holds(demo: QwenVL) -> None:
         computed = question.peak()
         ratio = (reply.peak_memory_bytes - before) / (computed - mx.get_active_memory())
         assert 0.5 < ratio < 1.2
+
+
+def moving(seed: int, side: int) -> VideoPatches:
+    """One temporal patch of noise."""
+    patches = np.random.default_rng(seed).integers(0, 256, (side * side, 2 * 588), dtype=np.uint8)
+    pixels = (side * 14, side * 14)
+    return VideoPatches(patches, (1, side, side), (0.0, 0.5), 1.0, pixels, pixels, GEOMETRY)
+
+
+def asked(vlm: QwenVL, *shown: ImagePatches | VideoPatches) -> fit._Question:
+    parts = [VideoPart(one) if isinstance(one, VideoPatches) else ImagePart(one) for one in shown]
+    options = Options(max_tokens=4)
+    prompt = vlm.prompt([Message("user", (*parts, TextPart("What?")))], options)
+    return fit._Question.of(vlm.model, prompt, options, Stores.of(vlm.model, 0, 0))
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="computed for a CPU here")
+@pytest.mark.parametrize("side", [8, 16, 24])
+def test_what_is_computed_holds_the_pixels_of_both_frames(tiny: QwenVL, side: int) -> None:
+    video = moving(1, side)
+    patches = mx.array(video.patches[None])
+    mx.eval(patches)
+    held = patches.nbytes + peak_of(lambda: tiny.model.visual.begin(patches, video.grid_thw).x)
+    computed = asked(tiny, video).peak() - mx.get_active_memory()
+    assert 0.5 < held / computed < 1
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="computed for a CPU here")
+def test_what_is_computed_bounds_what_an_answer_about_a_video_holds(demo: QwenVL) -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (6, 224, 224, 3), np.uint8)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    reply = demo.generate("What?", videos=[frames], cache=False, max_tokens=4, temperature=0)
+    computed = asked(demo, reply.videos[0]).peak()
+    ratio = (reply.peak_memory_bytes - before) / (computed - mx.get_active_memory())
+    assert 0.5 < ratio < 1.2
+
+
+def test_where_blocks_hold_most_a_video_takes_the_bytes_of_its_second_frames_more(
+    tiny: QwenVL,
+) -> None:
+    config = tiny.config
+    wide = replace(config, vision=replace(config.vision, embed_dim=1280, mlp_dim=5120))
+    needed = [
+        memory_needed(
+            Description(wide, ()), GPU, context=1, patches=576, prefill_step=1, frames=frames
+        ).vision
+        for frames in (1, 2)
+    ]
+    assert needed[1] - needed[0] == moving(1, 24).patches.nbytes // 2
+
+
+def test_a_small_video_makes_a_large_picture_no_larger(tiny: QwenVL) -> None:
+    picture, video = large(1, 24), moving(2, 2)
+    alone, beside = asked(tiny, picture), asked(tiny, picture, video)
+    assert set(alone._looks(alone.largest)) < set(beside._looks(beside.largest))
 
 
 def test_a_long_prompt_is_told_to_pack_its_keys_and_values(tiny: QwenVL, free: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlx_qwenvl.batching.questions import Question
@@ -76,19 +76,19 @@ def ask_all(
         raise PromptError(f"images is a {type(images).__name__}, expected a list of images")
     question = Question(prompt, system, prompt_first)
 
-    def prepare(image: ImageSource) -> list[Prepared]:
+    def prepare(image: ImageSource) -> list[Prepared[ImageSource]]:
         patches = vlm.open(ImagePart(image), read)
         return [(Asked(image), vlm.prompt(question.about(patches), read))]
 
     return _answers(Together(vlm, images, prepare, read, max_running))
 
 
-def _answers(together: Together) -> Iterator[Answer]:
+def _answers(together: Together[ImageSource]) -> Iterator[Answer]:
     for outcome in together.outcomes():
         if outcome is None:
             continue
         asked, result = outcome
         if isinstance(result, Reply):
-            yield Answer(asked.image, reply=result)
+            yield Answer(asked.item, reply=replace(result, sources=(asked.item,)))
         else:
-            yield Answer(asked.image, error=result)
+            yield Answer(asked.item, error=result)

@@ -1,6 +1,6 @@
-"""What an answer depends on, as one key: the picture's bytes, the question, the options, the model.
+"""What an answer depends on, as one key: the file's bytes, the question, the options, the model.
 
-Names, times and versions do not count: a renamed picture has the key that it had, a changed one has
+Names, times and versions do not count: a renamed file has the key that it had, a changed one has
 another, and a model that was copied or loaded by a later version of this package is the same model.
 """
 
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_qwenvl.batching.named import Kind
 from mlx_qwenvl.batching.questions import Question
 from mlx_qwenvl.engine.fit import room_for_answer
 from mlx_qwenvl.engine.options import Options
-from mlx_qwenvl.inputs.image import ImagePatches
+from mlx_qwenvl.inputs.image import ImageGeometry, ImagePatches
+from mlx_qwenvl.inputs.video import Seen, VideoPatches
 from mlx_qwenvl.vlm import QwenVL
 
 FORM = "mlx-qwenvl batch 1"  # of what goes into a key
@@ -48,8 +50,10 @@ def model_digest(vlm: QwenVL) -> bytes:
     return sha.digest()
 
 
-def question_digest(vlm: QwenVL, model: bytes, question: Question, options: Options) -> bytes:
-    """A digest of all that an answer depends on beside the picture.
+def question_digest(
+    vlm: QwenVL, model: bytes, question: Question, options: Options, kind: Kind = "image"
+) -> bytes:
+    """A digest of all that an answer depends on beside the picture or video.
 
     Args:
         vlm: The model.
@@ -57,28 +61,37 @@ def question_digest(vlm: QwenVL, model: bytes, question: Question, options: Opti
         question: What is asked. It counts as the tokens that the model is given, so the system
             message, the chat template and the order of the parts count as well.
         options: The call's.
+        kind: What is asked about.
 
     Raises:
-        ContextError: The question leaves no room for an answer, whatever the picture.
+        ContextError: The question leaves no room for an answer, whatever is shown.
     """
-    merge = vlm.processor.geometry.merge_size
-    pixels = np.zeros((merge**2, 3 * vlm.processor.geometry.patch_size**2), np.uint8)
-    side = vlm.processor.geometry.factor
-    grid = (1, merge, merge)
-    least = ImagePatches(pixels, grid, (side, side), (side, side), vlm.processor.geometry)
-    prompt = vlm.prompt(question.about(least), options)
-    room_for_answer(vlm.config, prompt, options)  # or no picture at all could be asked about
+    prompt = vlm.prompt(question.about(_least(vlm.processor.geometry, kind)), options)
+    room_for_answer(vlm.config, prompt, options)  # or nothing at all could be asked about
+    if kind == "image":
+        options = replace(options, fps=None, n_frames=None, max_frames=None)  # of videos alone
     counting = {k: v for k, v in asdict(options).items() if k not in WITHOUT_EFFECT}
     sha = hashlib.sha256(model + json.dumps(counting, sort_keys=True).encode())
     sha.update(prompt.token_ids.astype("<i4").tobytes())
     return sha.digest()
 
 
-def answer_key(question: bytes, picture: bytes) -> str:
+def answer_key(question: bytes, content: bytes) -> str:
     """The key of one answer.
 
     Args:
         question: Digest of the question.
-        picture: SHA-256 of the picture's bytes, as they are stored.
+        content: SHA-256 of the file's bytes, as they are stored.
     """
-    return hashlib.sha256(question + picture).hexdigest()
+    return hashlib.sha256(question + content).hexdigest()
+
+
+def _least(geometry: ImageGeometry, kind: Kind) -> Seen:
+    """The smallest picture or video that there can be."""
+    merge, side = geometry.merge_size, geometry.factor
+    grid, size = (1, merge, merge), (side, side)
+    pixels = np.zeros((merge**2, 3 * geometry.patch_size**2), np.uint8)
+    if kind == "image":
+        return ImagePatches(pixels, grid, size, size, geometry)
+    frames = np.tile(pixels, geometry.temporal_patch_size)
+    return VideoPatches(frames, grid, (0.0,), 1.0, size, size, geometry)

@@ -18,10 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
+from mlx_qwenvl.batching.named import KINDS, Named
 from mlx_qwenvl.errors import OptionError, QwenVLError
 from mlx_qwenvl.whole_file import written_whole
 
-START = b'{"image": "'  # of every line that is written here
+STARTS = tuple(f'{{"{kind}": "'.encode() for kind in KINDS)  # of every line written here
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)  # some network file systems have none
 Entry = dict[str, Any]
@@ -209,14 +210,15 @@ def _decoded(line: bytes) -> Entry | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_ours = isinstance(entry, dict) and isinstance(entry.get("image"), str)
+    is_ours = isinstance(entry, dict) and Named.of_line(entry) is not None
     return entry if is_ours else None
 
 
 def _is_cut(line: bytes) -> bool:
     """Whether a line is what a killed process, or a machine without power, left of one of ours."""
     begin = line.rstrip(b"\0")
-    return not line.endswith(b"\n") and (START.startswith(begin) or begin.startswith(START))
+    is_begun = any(start.startswith(begin) or begin.startswith(start) for start in STARTS)
+    return is_begun and not line.endswith(b"\n")
 
 
 def _copy(source: BinaryIO, target: Any, count: int) -> None:

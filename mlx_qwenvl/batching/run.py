@@ -1,23 +1,22 @@
-"""Questions about many pictures, each content asked about once, with a line for every picture."""
+"""Questions about many files, each content asked about once, with a line for every file."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 from mlx_qwenvl.batching.keys import answer_key, model_digest, question_digest
 from mlx_qwenvl.batching.ledger import Ledger
+from mlx_qwenvl.batching.named import Kind, Named
 from mlx_qwenvl.batching.questions import Question
+from mlx_qwenvl.batching.reading import reading
 from mlx_qwenvl.batching.together import Asked, Prepared, Together, as_fault
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.reply import Reply
 from mlx_qwenvl.errors import QwenVLError
-from mlx_qwenvl.inputs.image import ImagePatches
-from mlx_qwenvl.inputs.media import ImageSource, decode, read_encoded
-from mlx_qwenvl.inputs.messages import ImagePart
 from mlx_qwenvl.inputs.prompt import Prompt
+from mlx_qwenvl.inputs.video import Seen
 from mlx_qwenvl.vlm import QwenVL
 
 
@@ -27,7 +26,7 @@ class Counts:
 
     Attributes:
         answered: Answers that were written.
-        repeated: Those of them that were known from a picture of the same content.
+        repeated: Those of them that were known from a file of the same content.
         skipped: Answers that were there before.
         failed: Errors that were written.
     """
@@ -48,11 +47,12 @@ class Run:
 
     Args:
         vlm: The model.
-        questions: What is asked about every picture.
+        questions: What is asked about every picture or video.
         options: Of all answers.
         ledger: What is known, and where answers go.
-        more_of: Gives what else stands in an answer's line; what it raises is the picture's error.
+        more_of: Gives what else stands in an answer's line; what it raises is the line's error.
         max_running: Answers decoded together at most.
+        kinds: What there is to ask about.
 
     Attributes:
         counts: What was done so far.
@@ -70,6 +70,7 @@ class Run:
         ledger: Ledger,
         more_of: Callable[[Reply], dict[str, object]],
         max_running: int,
+        kinds: Iterable[Kind] = ("image",),
     ) -> None:
         self._vlm, self._questions, self._options = vlm, questions, options
         self._ledger, self._more_of, self._max_running = ledger, more_of, max_running
@@ -77,19 +78,23 @@ class Run:
         if options.grammar is not None:
             vlm.grammars.compile(options.grammar)
         model = model_digest(vlm)
-        self._digests = [question_digest(vlm, model, q, options) for q in questions]
+        self._digests = {
+            kind: [question_digest(vlm, model, q, options, kind) for q in questions]
+            for kind in kinds
+        }
         # Whose turn it is to compute a key: the first that comes. Setting a default is atomic.
-        self._claims: dict[str, Asked] = dict.fromkeys(ledger.keys, Asked(""))
-        self._waiting: dict[str, list[Asked]] = {}  # for the answer to a picture of equal content
+        known = Asked(Named("image", ""))
+        self._claims: dict[str, Asked[Named]] = dict.fromkeys(ledger.keys, known)
+        self._waiting: dict[str, list[Asked[Named]]] = {}  # for the answer to equal content
         self._errors: dict[str, QwenVLError] = {}
 
     def over(
-        self, images: Sequence[str], told: Callable[[Counts], None], stops: Callable[[], bool]
+        self, named: Sequence[Named], told: Callable[[Counts], None], stops: Callable[[], bool]
     ) -> bool:
-        """Ask about pictures.
+        """Ask about pictures and videos.
 
         Args:
-            images: Their names.
+            named: Their names; of no other kinds than were told.
             told: Called with the counts whenever they have changed.
             stops: Asked again and again whether to stop. What is complete then is written, what is
                 under way is lost.
@@ -100,7 +105,7 @@ class Run:
         Raises:
             OSError: An answer cannot be written.
         """
-        together = Together(self._vlm, images, self._prepare, self._options, self._max_running)
+        together = Together(self._vlm, named, self._prepare, self._options, self._max_running)
         with closing(together.outcomes()) as outcomes:
             for outcome in outcomes:
                 if outcome is not None:
@@ -110,34 +115,32 @@ class Run:
                     return False
         return True
 
-    def _prepare(self, image: ImageSource) -> list[Prepared]:
-        """Read a picture, and open it unless all answers are known; in several threads at once."""
-        asked = [Asked(image, index) for index in range(len(self._questions))]
+    def _prepare(self, named: Named) -> list[Prepared[Named]]:
+        """Read a file, and open it unless all answers are known; in several threads at once."""
+        asked = [Asked(named, index) for index in range(len(self._questions))]
         mine: set[str] = set()
         try:
-            encoded = read_encoded(image)
-            assert encoded is not None, "a name leads to bytes"
-            content = hashlib.sha256(encoded[0]).digest()
-            keys = [answer_key(digest, content) for digest in self._digests]
-            asked = [replace(one, key=key) for one, key in zip(asked, keys, strict=True)]
-            mine = {one.key for one in asked if self._claims.setdefault(one.key, one) is one}
-            if not mine:
-                return [(one, None) for one in asked]
-            picture = ImagePart(decode(*encoded))
-            patches = self._vlm.open(picture, self._options)
+            with reading(named) as file:
+                digests = self._digests[named.kind]
+                keys = [answer_key(digest, file.content) for digest in digests]
+                asked = [replace(one, key=key) for one, key in zip(asked, keys, strict=True)]
+                mine = {one.key for one in asked if self._claims.setdefault(one.key, one) is one}
+                if not mine:
+                    return [(one, None) for one in asked]
+                seen = file.seen_by(self._vlm, self._options)
         except Exception as error:
             fault = as_fault(error)
             return [(one, fault if one.key in mine or not one.key else None) for one in asked]
-        return [(one, self._ask(one, patches) if one.key in mine else None) for one in asked]
+        return [(one, self._ask(one, seen) if one.key in mine else None) for one in asked]
 
-    def _ask(self, asked: Asked, patches: ImagePatches) -> Prompt | QwenVLError:
+    def _ask(self, asked: Asked[Named], seen: Seen) -> Prompt | QwenVLError:
         try:
-            turns = self._questions[asked.question].about(patches)
+            turns = self._questions[asked.question].about(seen)
             return self._vlm.prompt(turns, self._options)
         except Exception as error:
             return as_fault(error)
 
-    def _take_down(self, asked: Asked, result: Reply | QwenVLError | None) -> None:
+    def _take_down(self, asked: Asked[Named], result: Reply | QwenVLError | None) -> None:
         if result is None:
             self._take_known(asked)
             return
@@ -148,13 +151,13 @@ class Run:
         for other in self._waiting.pop(asked.key, ()):
             self._take_known(other)
 
-    def _take_known(self, asked: Asked) -> None:
-        """A picture whose content was asked about before, or is being asked about."""
-        image, key = str(asked.image), asked.key
-        if self._ledger.holds(image, key):
+    def _take_known(self, asked: Asked[Named]) -> None:
+        """One whose content was asked about before, or is being asked about."""
+        named, key = asked.item, asked.key
+        if self._ledger.holds(named, key):
             self.counts.skipped += 1
         elif self._ledger.knows(key):
-            self._ledger.repeat(image, key)
+            self._ledger.repeat(named, key)
             self.counts.answered += 1
             self.counts.repeated += 1
         elif key in self._errors:
@@ -162,20 +165,20 @@ class Run:
         else:
             self._waiting.setdefault(key, []).append(asked)
 
-    def _write(self, asked: Asked, reply: Reply) -> QwenVLError | None:
+    def _write(self, asked: Asked[Named], reply: Reply) -> QwenVLError | None:
         """Write an answer, or give why it is none."""
         try:
             more = self._more_of(reply)
         except Exception as error:
             return as_fault(error)
         prompt = self._questions[asked.question].text
-        self._ledger.answer(str(asked.image), asked.key, prompt, reply, more)
+        self._ledger.answer(asked.item, asked.key, prompt, reply, more)
         self.counts.answered += 1
         return None
 
-    def _fail(self, asked: Asked, error: QwenVLError) -> None:
+    def _fail(self, asked: Asked[Named], error: QwenVLError) -> None:
         if asked.key:
             self._errors[asked.key] = error
         prompt = self._questions[asked.question].text
-        self._ledger.fail(str(asked.image), asked.key, prompt, error)
+        self._ledger.fail(asked.item, asked.key, prompt, error)
         self.counts.failed += 1

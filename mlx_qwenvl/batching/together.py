@@ -1,7 +1,7 @@
-"""Questions about many pictures, answered side by side while the next pictures are opened.
+"""Questions about many pictures or videos, answered side by side while the next are opened.
 
-Pictures are opened by threads; one thread, the caller's, makes all steps of the model. How many
-pictures are open at once is bounded, however many there are.
+They are opened by threads; one thread, the caller's, makes all steps of the model. How many are
+open at once is bounded, however many there are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 
@@ -20,58 +21,57 @@ from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.engine.reply import Chunk, Reply
 from mlx_qwenvl.engine.telling import Stopwatch
 from mlx_qwenvl.errors import QwenVLError
-from mlx_qwenvl.inputs.media import ImageSource
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.vlm import QwenVL
 
 OPENING_THREADS = min(4, os.cpu_count() or 1)  # each may hold a whole photo, unresized
-AHEAD = (
-    2 * OPENING_THREADS
-)  # pictures that are being opened, or are open and wait to be asked about
+AHEAD = 2 * OPENING_THREADS  # that are being opened, or are open and wait to be asked about
 LISTENING_S = 0.1  # seconds without a result after which the caller may look up
+
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which question about which picture.
+class Asked(Generic[Item]):
+    """Which question about what.
 
     Attributes:
-        image: The picture as it was given.
+        item: The picture or video as it was given.
         question: Index of the question.
-        key: Of the picture's content and all that the answer depends on; "" where nobody needs it.
+        key: Of its content and all that the answer depends on; "" where nobody needs it.
     """
 
-    image: ImageSource
+    item: Item
     question: int = 0
     key: str = ""
 
 
-Prepared = tuple[Asked, Prompt | QwenVLError | None]
+Prepared = tuple[Asked[Item], Prompt | QwenVLError | None]
 """A question that is ready to be answered, that cannot be, or that needs no answer."""
 
-Outcome = tuple[Asked, Reply | QwenVLError | None]
+Outcome = tuple[Asked[Item], Reply | QwenVLError | None]
 """What became of a question; None where it needed no answer."""
 
 
 @dataclass
-class _Open:
+class _Open(Generic[Item]):
     """A question that is being answered."""
 
-    asked: Asked
+    asked: Asked[Item]
     prompt: Prompt
     chunks: list[Chunk] = field(default_factory=list)
 
 
-class Together:
-    """Answers questions about pictures side by side.
+class Together(Generic[Item]):
+    """Answers questions about pictures or videos side by side.
 
     Args:
         vlm: The model.
-        images: The pictures, in any form; the iterable is read as far as there is room.
-        prepare: Opens a picture and makes its questions; called in several threads at once. What it
-            raises is the error of the picture's first question.
+        items: What is asked about, in any form; the iterable is read as far as there is room.
+        prepare: Opens one and makes its questions; called in several threads at once. What it
+            raises is the error of its first question.
         options: Of all answers.
         max_running: Answers decoded together at most.
 
@@ -82,17 +82,17 @@ class Together:
     def __init__(
         self,
         vlm: QwenVL,
-        images: Iterable[ImageSource],
-        prepare: Callable[[ImageSource], Sequence[Prepared]],
+        items: Iterable[Item],
+        prepare: Callable[[Item], Sequence[Prepared[Item]]],
         options: Options,
         max_running: int,
     ) -> None:
         self._vlm, self._prepare, self._options = vlm, prepare, options
         self._max_running = max_running
         self._scheduler = vlm.scheduler(max_running, in_bulk=True)
-        self._images = images
-        self._waiting: deque[_Open] = deque()
-        self._jobs: dict[Job, _Open] = {}
+        self._items = items
+        self._waiting: deque[_Open[Item]] = deque()
+        self._jobs: dict[Job, _Open[Item]] = {}
         self._begun = False
 
     @property
@@ -100,12 +100,12 @@ class Together:
         """Questions that are ready and have no answer yet."""
         return len(self._waiting) + len(self._jobs)
 
-    def outcomes(self) -> Generator[Outcome | None, None, None]:
-        """What becomes of each question, in order of completion.
+    def outcomes(self) -> Generator[Outcome[Item] | None, None, None]:
+        """What becomes of each question, in order of completion; replies name no sources.
 
         None comes after every step that completes nothing, so that a caller who has to stop can.
         """
-        ahead = Ahead(self._images, self._prepared, threads=OPENING_THREADS, most=AHEAD)
+        ahead = Ahead(self._items, self._prepared, threads=OPENING_THREADS, most=AHEAD)
         try:
             while True:
                 yield from self._take(ahead)
@@ -118,14 +118,14 @@ class Together:
         finally:
             ahead.close()
 
-    def _prepared(self, image: ImageSource) -> Sequence[Prepared]:
+    def _prepared(self, item: Item) -> Sequence[Prepared[Item]]:
         try:
-            return self._prepare(image)
+            return self._prepare(item)
         except Exception as error:
-            return [(Asked(image), as_fault(error))]
+            return [(Asked(item), as_fault(error))]
 
-    def _take(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> Iterator[Outcome]:
-        """Take open pictures as long as there are places, and wait where there is nothing else.
+    def _take(self, ahead: Ahead[Item, Sequence[Prepared[Item]]]) -> Iterator[Outcome[Item]]:
+        """Take what is open as long as there are places, and wait where there is nothing else.
 
         The first answer waits for a second question. A lone answer works in its own cache, where
         nobody who comes later finds the beginning that all questions have in common; in a crowd it
@@ -141,11 +141,11 @@ class Together:
                 else:
                     yield asked, prepared
 
-    def _may_step(self, ahead: Ahead[ImageSource, Sequence[Prepared]]) -> bool:
+    def _may_step(self, ahead: Ahead[Item, Sequence[Prepared[Item]]]) -> bool:
         enough = self._begun or self.unanswered > 1 or ahead.is_done
         return enough and self.unanswered > 0
 
-    def _add(self) -> Iterator[Outcome]:
+    def _add(self) -> Iterator[Outcome[Item]]:
         """Queue questions, one more than can be answered at once."""
         while self._waiting and len(self._jobs) <= self._max_running:
             opened = self._waiting.popleft()
@@ -157,7 +157,7 @@ class Together:
             else:
                 self._jobs[job] = opened
 
-    def _step(self) -> Iterator[Outcome]:
+    def _step(self) -> Iterator[Outcome[Item]]:
         self._begun = True
         try:
             events = self._vlm.turnstile.step(self._scheduler.step)
@@ -174,8 +174,7 @@ class Together:
             opened.chunks.append(event.chunk)
             if event.chunk.finish_reason is not None:
                 del self._jobs[event.job]
-                image = opened.asked.image
-                yield opened.asked, Reply.of(opened.chunks, self._vlm.name, [image])
+                yield opened.asked, Reply.of(opened.chunks, self._vlm.name)
 
     def _begin_anew(self, error: Exception) -> None:
         """After a step that broke for all, ask again with fewer at a time, until one is alone."""
@@ -190,7 +189,7 @@ class Together:
 
 
 def as_fault(error: Exception) -> QwenVLError:
-    """What a picture's exception means to people."""
+    """What an exception about one of them means to people."""
     fault = fault_of(error)
     if isinstance(fault, QwenVLError):
         return fault

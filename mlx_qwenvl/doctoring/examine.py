@@ -33,6 +33,7 @@ def _plan(probed: Probe | None, fault: str | None) -> dict[str, list[Look]]:
             (software.PACKAGE, software.own),
             ("built on", software.dependencies),
             ("extras", software.extras),
+            ("PyAV", software.videos),
         ],
         "Model": [("chosen", chosen.choice)],
         "Disk": [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlx_qwenvl import __version__
 from mlx_qwenvl.doctoring.finding import Finding
+from mlx_qwenvl.inputs.pyav import EXPECTED, INSTALL, find_pyav
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -18,6 +19,7 @@ PACKAGE = "mlx-qwenvl"
 OLDEST, NEWEST = (3, 10), (3, 13)  # that this package is tested with
 # Extras for those who work on the package, and one that is the sum of others.
 NOT_FOR_USERS = {"all", "clients", "docs", "test", "train"}
+TOLD_APART = {"video"}  # by `videos`, which loads it
 
 
 def python() -> Iterator[Finding]:
@@ -66,7 +68,7 @@ def dependencies() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     """What may be installed beside it."""
     for extra in sorted(set(metadata.metadata(PACKAGE).get_all("Provides-Extra") or ())):
-        if extra in NOT_FOR_USERS:
+        if extra in NOT_FOR_USERS | TOLD_APART:
             continue
         install = f"pip install '{PACKAGE}[{extra}]'"
         needed = requirements(extra)
@@ -86,6 +88,20 @@ def extras() -> Iterator[Finding]:
         else:
             value = ", ".join(f"{name} {version}" for name, version in found.items())
             yield Finding(name, value, data=True)
+
+
+def videos() -> Iterator[Finding]:
+    """PyAV, which decodes videos."""
+    found = find_pyav()
+    if found.version is None:
+        value = f"not installed; {INSTALL} brings it, {EXPECTED} or later"
+        yield Finding("PyAV", value, data=False)
+    elif found.fault:
+        value = f"{found.version or 'cannot be loaded'}; expected is {EXPECTED} or later"
+        yield Finding("PyAV", value, "note", found.fault, data=False)
+    else:
+        value = f"{found.version}, for videos; expected is {EXPECTED} or later"
+        yield Finding("PyAV", value, data=True)
 
 
 def requirements(extra: str | None) -> list[Requirement]:

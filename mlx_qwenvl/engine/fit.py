@@ -193,7 +193,7 @@ class _Question:
         model: The model, loaded.
         prompt: The whole conversation.
         options: The call's.
-        new: Patches of each picture and temporal patch that the vision tower has to look at.
+        new: Pictures and temporal patches that the vision tower has to look at.
         in_place: Bytes of kept keys and values that the answer goes on from.
         free: Bytes held now that count as free.
         copies: How many times its keys and values are held beside its own cache.
@@ -202,7 +202,7 @@ class _Question:
     model: Model
     prompt: Prompt
     options: Options
-    new: tuple[int, ...]
+    new: tuple[View, ...]
     in_place: int
     free: int = 0
     copies: int = 0
@@ -224,7 +224,7 @@ class _Question:
         placed = [(start, view) for slot in prompt.slots for start, view in slot.views]
         views = {view.digest: view for start, view in placed if start + view.n_tokens > known}
         seen = {digest for digest in views if stores.features.holds(digest)}
-        new = [view.patches.shape[0] for digest, view in views.items() if digest not in seen]
+        new = [view for digest, view in views.items() if digest not in seen]
         return cls(model, prompt, options, tuple(new), in_place, free, copies)
 
     @property
@@ -234,6 +234,22 @@ class _Question:
 
     def _views(self) -> Iterator[View]:
         return (view for slot in self.prompt.slots for _, view in slot.views)
+
+    def _looks(self, most: int) -> Iterator[tuple[int, int]]:
+        """Patches that the tower looks at together, at most, and frames that each of them holds.
+
+        Pictures and videos never go through it together, so each kind counts for itself.
+        """
+        vision = self.model.config.vision
+        counts: dict[int, list[int]] = {}
+        for view in self.new:
+            patches, values = view.patches.shape
+            frames = values // (vision.in_channels * vision.patch_size**2)
+            counts.setdefault(frames, []).append(min(patches, most))
+        for frames, seen in counts.items():
+            yield max(min(sum(seen), VISION_BATCH), *seen), frames
+        if not counts:
+            yield 0, 1
 
     def peak(self, most: int | None = None, kv: KVFormat | None = None) -> int:
         """Bytes at the peak, what is held now included.
@@ -248,15 +264,22 @@ class _Question:
         pictures = sum(min(view.n_tokens, most // merge) for view in self._views())
         tokens = self.prompt.token_ids.size - self.prompt.seen_tokens + pictures
         context = tokens + min(self.options.max_tokens, GROWTH)
-        seen = [min(patches, most) for patches in self.new]
         backend = _backend(self.model)
-        needed = memory_needed(
-            Description(config, (), mlp_padding(self.model), self.model.visual.is_narrow),
-            backend,
-            context=context,
-            patches=max([min(sum(seen), VISION_BATCH), *seen]),
-            prefill_step=self.options.prefill_step,
-            kv=PLAIN if context <= kv.start else kv,
+        description = Description(config, (), mlp_padding(self.model), self.model.visual.is_narrow)
+        needed = max(
+            (
+                memory_needed(
+                    description,
+                    backend,
+                    context=context,
+                    patches=patches,
+                    frames=frames,
+                    prefill_step=self.options.prefill_step,
+                    kv=PLAIN if context <= kv.start else kv,
+                )
+                for patches, frames in self._looks(most)
+            ),
+            key=lambda memory: memory.total,
         )
         if self.model.share is not None:  # what a layer computes counts in full, which is too much
             needed = replace(needed, kv_cache=needed.kv_cache // self.model.share.size)

@@ -24,9 +24,10 @@ from mlx_qwenvl.errors import MediaError
 from mlx_qwenvl.inputs.film_index import FilmIndex, Stretch, unrounded
 from mlx_qwenvl.inputs.frames import VideoBudget, moments_to_take
 from mlx_qwenvl.inputs.image import ImageGeometry
-from mlx_qwenvl.inputs.pyav import pyav, upright
+from mlx_qwenvl.inputs.pyav import pyav
 from mlx_qwenvl.inputs.sniff import EXPECTED_VIDEO, container_of, format_of, is_text, looks_like
 from mlx_qwenvl.inputs.source import VideoLimits
+from mlx_qwenvl.inputs.upright import upright
 from mlx_qwenvl.inputs.video import FrameCutter, VideoPatches
 
 if TYPE_CHECKING:

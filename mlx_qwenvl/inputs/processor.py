@@ -195,7 +195,7 @@ class Processor:
         if isinstance(part.source, np.ndarray) or _is_list(part.source):
             return self._listed(part.source, budget, limits)
         with open_video(part.source, limits) as (file, name):
-            key = None if store is None else (_digest(file), self.geometry, budget)
+            key = None if store is None else (digest_of(file), self.geometry, budget)
             kept = None if store is None or key is None else store.get(key)
             if isinstance(kept, VideoPatches):
                 return kept
@@ -234,8 +234,8 @@ def _is_list(source: object) -> bool:
     )
 
 
-def _digest(file: BinaryIO) -> bytes:
-    """SHA-256 of all of a file."""
+def digest_of(file: BinaryIO) -> bytes:
+    """SHA-256 of all of a file, read bit by bit."""
     sha = hashlib.sha256()
     file.seek(0)
     while part := file.read(2**20):

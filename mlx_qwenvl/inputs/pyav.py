@@ -1,32 +1,38 @@
-"""What is used of PyAV: the package itself, and frames as upright pictures."""
+"""Whether PyAV is here to decode videos, and of which version."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from typing import TYPE_CHECKING, Any, cast
-
-from PIL import Image
+from dataclasses import dataclass
+from typing import Any
 
 from mlx_qwenvl.errors import MediaError
 
-if TYPE_CHECKING:
-    import av
-
-__all__ = ["pyav", "upright"]
+__all__ = ["EXPECTED", "INSTALL", "Found", "find_pyav", "pyav"]
 
 OLDEST = (17, 1)  # PyAV before it ends the process where a container does not open
-# (a, b, c, d) of a display matrix: x' = a x + c y, y' = b x + d y -> what turns a frame upright.
-UPRIGHT = {
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
-ONE = 1 << 16  # of a display matrix's fixed point
+EXPECTED = ".".join(map(str, OLDEST))
+INSTALL = "pip install 'mlx-qwenvl[video]'"
+MISSING = "videos need one more package: pip install 'mlx-qwenvl[video]'"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is here to decode videos with.
+
+    Attributes:
+        version: Of PyAV; None where it is not installed, "" where it does not say.
+        fault: Why no video can be decoded, and what to do; "" where they can.
+    """
+
+    version: str | None
+    fault: str = ""
+
+
+def find_pyav() -> Found:
+    """See whether PyAV is here and can be used."""
+    return _find()[1]
 
 
 def pyav(name: str) -> Any:
@@ -36,38 +42,30 @@ def pyav(name: str) -> Any:
         name: What is to be opened with it, for messages.
 
     Raises:
-        MediaError: It is not installed, or too old.
+        MediaError: It is not installed, too old, or cannot be loaded.
     """
-    try:
-        module = importlib.import_module("av")
-    except ImportError:
-        extra = "videos need one more package: pip install 'mlx-qwenvl[video]'"
-        raise MediaError(f"{name}: {extra}") from None
-    version = module.__version__
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise MediaError(
-            f"{name}: PyAV {version} can crash on a damaged video, {oldest} does not; "
-            "pip install 'mlx-qwenvl[video]'"
-        )
+    module, found = _find()
+    if found.fault:
+        raise MediaError(f"{name}: {found.fault}")
     return module
 
 
-def upright(frame: av.VideoFrame) -> Image.Image:
-    """A frame in RGB, turned as the file says."""
-    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    turn = UPRIGHT.get(_turned(frame))
-    return picture if turn is None else picture.transpose(turn)
+def _find() -> tuple[Any, Found]:
+    try:
+        module = importlib.import_module("av")
+    except ModuleNotFoundError as error:
+        if error.name == "av":
+            return None, Found(None, MISSING)
+        return None, _unloadable(error)
+    except Exception as error:  # a library that is missing, or of another Python
+        return None, _unloadable(error)
+    version = str(getattr(module, "__version__", ""))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        fault = f"PyAV {version} can crash on a damaged video, {EXPECTED} does not; {INSTALL}"
+        return module, Found(version, fault)
+    return module, Found(version)
 
 
-def _turned(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the frame's display matrix in whole numbers; what is not whole counts as 0.
-
-    The matrix is nine 32-bit numbers: a, b, u, c, d, v, x, y, w.
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return (1, 0, 0, 1)
-    numbers = memoryview(bytes(cast(Any, data))).cast("i")
-    a, b, c, d = (round(numbers[at] / ONE) for at in (0, 1, 3, 4))
-    return (a, b, c, d)
+def _unloadable(error: Exception) -> Found:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return Found("", f"PyAV cannot be loaded ({reason}); pip uninstall av, then {INSTALL}")

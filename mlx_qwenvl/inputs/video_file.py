@@ -62,7 +62,15 @@ def open_video(source: object, limits: MediaLimits) -> Iterator[tuple[BinaryIO, 
         with open_path(found, limits, "video") as file:
             yield _seekable(file, name, limits), name
     else:
-        yield _charged(io.BytesIO(found), limits), name
+        yield _charged(_Held(found, name), limits), name
+
+
+class _Held(io.BytesIO):
+    """A video in memory that keeps its name when it is opened again."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
 
 
 def check_video(text: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:

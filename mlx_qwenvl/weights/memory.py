@@ -107,6 +107,7 @@ def memory_needed(
     patches: int,
     prefill_step: int,
     kv: KVFormat = PLAIN,
+    frames: int = 1,
 ) -> Memory:
     """Memory for one answer.
 
@@ -114,9 +115,10 @@ def memory_needed(
         description: The model.
         backend: What computes.
         context: Tokens of prompt and answer.
-        patches: Patches of the picture that the tower looks at.
+        patches: Patches that the tower looks at together.
         prefill_step: Tokens of the prompt computed at once.
         kv: How keys and values are kept.
+        frames: Frames whose pixels a patch holds: 1 of a picture, 2 of a video.
     """
     config = description.config
     step, pads = min(prefill_step, context), pads_mlp(backend.is_metal)
@@ -124,7 +126,7 @@ def memory_needed(
     return Memory(
         weights=description.loaded_bytes(backend.float_bytes, pads),
         kv_cache=context * kv_bytes_per_token(config, backend, kv),
-        vision=_vision_bytes(config.vision, patches, backend, description.has_narrow_tower),
+        vision=_vision_bytes(config.vision, patches, frames, backend, description.has_narrow_tower),
         prefill=_prefill_bytes(config.text, mlp, step, context, backend),
     )
 
@@ -207,7 +209,9 @@ def tokens_per_second(
     return bandwidth * 1e9 / read
 
 
-def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: bool) -> int:
+def _vision_bytes(
+    vision: VisionConfig, patches: int, frames: int, backend: Backend, narrow: bool
+) -> int:
     """Patches in uint8, one block's arrays or the patch embedding's in float32, and scores.
 
     Where the tower's matrices are `narrow`, those of one block or the merger's are widened.
@@ -220,7 +224,9 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
     mlp = vision.mlp_matrices * vision.mlp_dim  # what goes into them, or comes out
     floats = 12 * width + mlp
     block = floats * backend.float_bytes + 2 * _rotation_bytes(width, backend)
-    embedding = FLOAT32 * (pixels + width) + backend.float_bytes * width
+    # Of a video each frame's levels and what is subtracted from them, and two products.
+    made = pixels + width if frames == 1 else 2 * (frames * pixels + width)
+    embedding = FLOAT32 * made + backend.float_bytes * width
     held = min(patches, WHOLE_ROWS) * max(block, embedding)
     if patches > WHOLE_ROWS:
         # Input, norm, q, k, v as they come and joined, output by head and by patch, projection.
@@ -230,7 +236,7 @@ def _vision_bytes(vision: VisionConfig, patches: int, backend: Backend, narrow: 
     if narrow and backend.float_bytes == FLOAT32:
         matrices = 4 * width**2 + width * mlp
         widened = FLOAT32 * max(matrices, (width * vision.spatial_merge_size**2) ** 2)
-    return patches * pixels + held + scores + widened
+    return patches * frames * pixels + held + scores + widened
 
 
 def _prefill_bytes(text: TextConfig, mlp: int, step: int, context: int, backend: Backend) -> int:

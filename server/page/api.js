@@ -46,7 +46,7 @@ async function refusal(response) {
   return new Refused(message, response.status);
 }
 
-/** What runs there: `model`, `version` and `state`. */
+/** What runs there: `model`, `version`, `state` and `limits`. */
 export async function look() {
   return (await ask("/")).json();
 }

@@ -39,6 +39,7 @@ const ICONS = {
   menu: "M4 7h16M4 12h16M4 17h16",
   more: "M5 12l6 6M5 12l6-6M5 12h14",
   picture: "M4 5h16v14H4zM4 16l5-5 5 5M13 14l2.5-2.5L20 16M15.5 8.5h.01",
+  play: "M8 5l11 7-11 7z",
   remove: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5",
   retry: "M19 12a7 7 0 1 1-2-5M19 4v4h-4",
   send: "M12 19V5M6 11l6-6 6 6",

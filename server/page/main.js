@@ -6,6 +6,7 @@ import { filesOf, sample, shown, takeIn } from "./pictures.js";
 import { Settings } from "./settings.js";
 import { exported, imported, newConversation, Store } from "./store.js";
 import { hear, pictureBefore, titleOf } from "./talk.js";
+import { isVideo, isVideoFile, letGo, playingOn, still, takeInVideo } from "./videos.js";
 import { answerBody, listView, messageView } from "./view.js";
 
 const LOOK_AGAIN_MS = 1000; // while the model is loaded, or the server is away
@@ -15,7 +16,7 @@ const store = await Store.open();
 let conversations = await store.list();
 let current = conversations[0] ?? newConversation();
 const removed = new WeakSet(); // conversations that were deleted
-let attached = []; // pictures of the question that is written
+let attached = []; // pictures and videos of the question that is written
 let running = null; // ends the answer that is heard
 let server = null; // what runs there
 let isWatched = false; // whether it is asked again and again already
@@ -25,14 +26,17 @@ let follows = true; // whether the end is kept in sight; whoever reads further u
 
 function show() {
   const { messages } = current;
-  byId("messages").replaceChildren(
-    ...messages.map((message, i) => {
-      const isLast = i === messages.length - 1;
-      const retry = !running && isLast && message.role === "assistant" ? () => again(i) : null;
-      const isLastQuestion = message.role === "user" && i >= messages.length - 2;
-      const edit = !running && isLastQuestion ? () => editQuestion(i) : null;
-      return messageView(message, pictureBefore(messages, i), { retry, edit });
-    }),
+  const shelf = byId("messages");
+  playingOn(shelf, () =>
+    shelf.replaceChildren(
+      ...messages.map((message, i) => {
+        const isLast = i === messages.length - 1;
+        const retry = !running && isLast && message.role === "assistant" ? () => again(i) : null;
+        const isLastQuestion = message.role === "user" && i >= messages.length - 2;
+        const edit = !running && isLastQuestion ? () => editQuestion(i) : null;
+        return messageView(message, pictureBefore(messages, i), { retry, edit });
+      }),
+    ),
   );
   byId("empty").hidden = messages.length > 0;
   showList();
@@ -74,7 +78,7 @@ async function answerNow() {
   showSend();
   toEnd();
   let isDue = false;
-  const trouble = await hear(message, before, settings, running.signal, () => {
+  const trouble = await hear(message, before, settings, server?.limits, running.signal, () => {
     if (isDue || conversation !== current) return;
     isDue = true; // once a frame, or a fast model would keep the browser from showing anything
     requestAnimationFrame(() => {
@@ -154,6 +158,7 @@ async function remove(conversation) {
   if (conversation === current) running?.abort();
   removed.add(conversation);
   await store.remove(conversation.id);
+  for (const { pictures } of conversation.messages) letGo(pictures);
   conversations = conversations.filter((other) => other !== conversation);
   if (conversation === current) current = conversations[0] ?? newConversation();
   say("Deleted");
@@ -161,7 +166,13 @@ async function remove(conversation) {
 }
 
 async function save() {
-  const file = new Blob([await exported(current)], { type: "application/json" });
+  let text = "";
+  try {
+    text = await exported(current);
+  } catch {
+    return notice("The conversation is too large to be saved as one file.");
+  }
+  const file = new Blob([text], { type: "application/json" });
   const link = el("a", { href: URL.createObjectURL(file), download: `${current.title || "conversation"}.json` });
   link.click();
   URL.revokeObjectURL(link.href);
@@ -185,10 +196,11 @@ function load() {
 
 async function attach(files) {
   const told = [];
+  notice("");
   for (const file of files) {
     try {
-      attached.push(await takeIn(file));
-      told.push(file.name || "picture");
+      attached.push(isVideoFile(file) ? takeInVideo(file, server?.limits) : await takeIn(file));
+      told.push(attached.at(-1).name);
     } catch (error) {
       notice(error.message);
     }
@@ -200,13 +212,13 @@ async function attach(files) {
 
 function showAttached() {
   const drop = (index) => {
-    attached.splice(index, 1);
+    letGo(attached.splice(index, 1));
     showAttached();
     question.focus();
   };
   byId("attached").replaceChildren(
     ...attached.map((picture, i) =>
-      el("li", {}, shown(picture, picture.name), button("close", `Remove ${picture.name}`, () => drop(i))),
+      el("li", {}, isVideo(picture) ? still(picture) : shown(picture, picture.name), button("close", `Remove ${picture.name}`, () => drop(i))),
     ),
   );
 }
@@ -224,7 +236,7 @@ function send() {
   attached = [];
   fit();
   showAttached();
-  askAbout(text || "Describe this image.", pictures);
+  askAbout(text || (pictures.every(isVideo) ? "Describe this video." : "Describe this image."), pictures);
 }
 
 function showSend() {
@@ -265,10 +277,13 @@ async function untilReady() {
     const isReady = server.state === "ready";
     byId("model").textContent = isReady ? server.model : `${server.model}: ${server.state}`;
     byId("state").className = isReady ? "ready" : "loading";
-    byId("knows").textContent =
-      server.model === "demo"
-        ? "This is demo, a tiny model that knows drawn shapes and short words. For photos start the server with --model 2b."
-        : "";
+    if (server.model === "demo") {
+      byId("knows").replaceChildren(
+        "This is demo, a tiny model that knows drawn shapes and short words. For photos and videos start the server with ",
+        el("code", {}, "--model 2b"),
+        ".",
+      );
+    }
     showSnippets();
     if (isReady || server.state === "unloaded") return notice("");
     if (server.state !== "loading") notice(`The model is ${server.state}.`);
@@ -324,14 +339,14 @@ byId("side-tools").append(
   button("import", "Load a conversation", load),
 );
 byId("kept").textContent = store.isKept ? "Kept in this browser." : "This browser keeps nothing; all is gone when the page is closed.";
-byId("add").append(button("picture", "Add pictures", () => byId("files").click()));
+byId("add").append(button("picture", "Add pictures or videos", () => byId("files").click()));
 byId("files").addEventListener("change", async (event) => {
   await attach(event.target.files);
   event.target.value = "";
 });
 byId("beginnings").append(
   button("picture", "Try it with drawn shapes", async () => askAbout("What is shown in this image?", [await sample()]), { isWordy: true, kind: "quiet wordy" }),
-  button("add", "Choose a picture", () => byId("files").click(), { isWordy: true, kind: "quiet wordy" }),
+  button("add", "Choose a picture or a video", () => byId("files").click(), { isWordy: true, kind: "quiet wordy" }),
 );
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -349,8 +364,10 @@ document.addEventListener("keydown", (event) => {
   else running?.abort();
 });
 document.addEventListener("scroll", () => (follows = isAtEnd()));
-// A picture has its size only once it is loaded.
-byId("messages").addEventListener("load", () => follows && toEnd(), true);
+// Pictures and videos have their size only once they are loaded.
+for (const name of ["load", "loadedmetadata"]) {
+  byId("messages").addEventListener(name, () => follows && toEnd(), true);
+}
 document.addEventListener("paste", (event) => {
   const files = filesOf(event.clipboardData);
   if (!files.length) return;

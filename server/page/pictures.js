@@ -19,7 +19,7 @@ export async function takeIn(file) {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
     // The browser does not know the format, as HEIC; the server may.
-    if (!file.type.startsWith("image/") && !/\.hei[cf]$/i.test(name)) throw new Error(`${name} is no picture.`);
+    if (!file.type.startsWith("image/") && !/\.hei[cf]$/i.test(name)) throw new Error(`${name} is neither a picture nor a video.`);
     if (file.size > MOST_BYTES) throw new Error(`${name} is too large to be sent as it is.`);
     return { name, blob: file };
   }
@@ -39,7 +39,7 @@ export async function takeIn(file) {
   return { name, blob };
 }
 
-/** The picture files of a drop or a paste. */
+/** The files of a drop or a paste. */
 export function filesOf(transfer) {
   return [...(transfer?.files ?? [])];
 }

@@ -64,7 +64,7 @@ function newId() {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** A conversation as a file's text, with its pictures in it. */
+/** A conversation as a file's text, with its pictures and videos in it. */
 export async function exported(conversation) {
   const messages = [];
   for (const { pictures = [], ...message } of conversation.messages) {
@@ -97,7 +97,7 @@ export async function imported(text) {
   return conversation;
 }
 
-/** A picture as a URL that holds all of it. */
+/** A picture or a video as a URL that holds all of it. */
 export function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
@@ -108,8 +108,8 @@ export function dataUrl(blob) {
 }
 
 function blobOf(url) {
-  const match = /^data:(image\/[\w.+-]+);base64,([\w+/=]*)$/.exec(url);
-  if (!match) throw new Error("The file has a picture that is none.");
+  const match = /^data:((?:image|video)\/[\w.+-]+);base64,([\w+/=]*)$/.exec(url);
+  if (!match) throw new Error("The file has a picture or a video that is none.");
   const bytes = Uint8Array.from(atob(match[2]), (letter) => letter.charCodeAt(0));
   return new Blob([bytes], { type: match[1] });
 }

@@ -3,6 +3,7 @@
 import { plainText } from "./boxes.js";
 import { answer, Refused } from "./api.js";
 import { dataUrl } from "./store.js";
+import { isVideo, tooMuch } from "./videos.js";
 
 const LONGEST_TITLE = 48; // characters
 
@@ -15,7 +16,10 @@ export async function sent(messages, system) {
       continue;
     }
     const parts = [];
-    for (const { blob } of pictures) parts.push({ type: "image_url", image_url: { url: await dataUrl(blob) } });
+    for (const picture of pictures) {
+      const kind = isVideo(picture) ? "video_url" : "image_url";
+      parts.push({ type: kind, [kind]: { url: await dataUrl(picture.blob) } });
+    }
     parts.push({ type: "text", text });
     told.push({ role, content: pictures.length ? parts : text });
   }
@@ -28,15 +32,18 @@ export async function sent(messages, system) {
  * @param {object} message Of the assistant, empty so far.
  * @param {object[]} before The messages before it.
  * @param {object} settings What a person set.
+ * @param {object|undefined} limits The server's, where they are known.
  * @param {AbortSignal} signal Stops it; what came stays.
  * @param {() => void} changed Called after every piece.
  * @returns {Promise<Refused|null>} Why it did not come whole, or null.
  */
-export async function hear(message, before, settings, signal, changed) {
+export async function hear(message, before, settings, limits, signal, changed) {
   const began = performance.now();
   let trouble = null;
   message.isGrowing = true;
   try {
+    const told = tooMuch(before, limits);
+    if (told) throw new Refused(told, 413);
     const body = { ...settings.sampling, messages: await sent(before, settings.system) };
     const reading = (done, total) => {
       message.progress = `Reading, ${done} of ${total} tokens`;
@@ -73,11 +80,11 @@ export function titleOf(messages) {
   return text.length > LONGEST_TITLE ? `${text.slice(0, LONGEST_TITLE - 1)}…` : text;
 }
 
-/** The last picture up to a message, which its answer points into. */
+/** The last picture up to a message, which its answer points into; null where a video was shown last. */
 export function pictureBefore(messages, index) {
   for (let i = index; i >= 0; i -= 1) {
     const { pictures = [] } = messages[i];
-    if (pictures.length) return pictures.at(-1);
+    if (pictures.length) return pictures.findLast((picture) => !isVideo(picture)) ?? null;
   }
   return null;
 }

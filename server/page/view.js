@@ -4,6 +4,7 @@ import { readBoxes, nameOf, plainText } from "./boxes.js";
 import { button, copyButton, el } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { pointed, shown } from "./pictures.js";
+import { isVideo, player } from "./videos.js";
 
 /**
  * A message.
@@ -27,7 +28,7 @@ export function messageView(message, picture, can) {
 }
 
 function questionBody({ text, pictures = [] }) {
-  const images = pictures.map((picture) => shown(picture, picture.name));
+  const images = pictures.map((picture) => (isVideo(picture) ? player(picture) : shown(picture, picture.name)));
   return el(
     "div",
     { class: "body" },

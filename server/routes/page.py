@@ -20,16 +20,18 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from mlx_qwenvl import __version__
+from mlx_qwenvl.inputs.pyav import find_pyav
 
 from ..engine import Engine
 from ..wire import Json
 
-# Scripts, styles and requests of our own alone; pictures also where the page made them itself. No
-# text becomes HTML or a script anywhere: browsers that know Trusted Types refuse it.
+# Scripts, styles and requests of our own alone; pictures also where the page made them itself, and
+# videos only there. No text becomes HTML or a script anywhere: browsers that know Trusted Types
+# refuse it.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "media-src blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -86,8 +88,7 @@ class Page:
             path = request.scope["path"]
             vary = {"Vary": "Accept"} if path == "/" else {}
             if path == "/" and _wants_json(request.headers):
-                facts = {"model": engine.name, "version": __version__, "state": engine.state}
-                return Json(facts, headers=vary)
+                return Json(_facts(engine), headers=vary)
             return _answer(self._assets[path], request.headers, vary)
 
         for path in self._assets:
@@ -99,6 +100,22 @@ class Page:
         if scope["method"] not in ("GET", "HEAD") or scope["path"] not in self._assets:
             return False
         return scope["path"] != "/" or not _wants_json(Headers(scope=scope))
+
+
+def _facts(engine: Engine) -> dict[str, object]:
+    """What runs here, and what of a request is refused without being looked at."""
+    settings = engine.settings
+    return {
+        "model": engine.name,
+        "version": __version__,
+        "state": engine.state,
+        "limits": {
+            "max_body_bytes": settings.max_body_bytes,
+            "max_videos": settings.max_videos,
+            "max_video_bytes": settings.max_video_bytes,
+            "video_fault": find_pyav().fault or None,
+        },
+    }
 
 
 def _wants_json(headers: Headers) -> bool:

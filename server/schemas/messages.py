@@ -28,7 +28,7 @@ from .common import (
     read_form,
 )
 from .tools import Tools
-from .turns import Turns
+from .turns import Turns, refuse_video
 
 # Claude Code begins its system prompt with this line. It says who pays, differs from request to
 # request, and would keep all that follows from being found again.
@@ -282,6 +282,7 @@ def _part(place: str, block: Mapping[str, Any]) -> dict[str, Any]:
     kind = block.get("type")
     if kind == "text":
         return {"type": "text", "text": block.get("text")}
+    refuse_video(place, block, "Messages")
     if kind != "image":
         raise PromptError(
             f"{place} has type {_shown(kind)}, which is not supported here; expected text, image, "

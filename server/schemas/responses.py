@@ -27,7 +27,7 @@ from .common import (
     read_form,
 )
 from .tools import Tools
-from .turns import Turns
+from .turns import Turns, refuse_video
 
 _KEPT = "is not supported; nothing is kept here, send the whole conversation as input"
 _CHAT = "belongs to /v1/chat/completions; expected "
@@ -246,6 +246,8 @@ def _content(where: str, raw: object) -> object:
 
 
 def _part(where: str, part: object) -> object:
+    if isinstance(part, Mapping):
+        refuse_video(where, part, "Responses")
     if not isinstance(part, Mapping) or part.get("type") != "input_image":
         return part
     if part.get("file_id") is not None:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mlx_qwenvl.errors import PromptError
 from mlx_qwenvl.inputs.messages import Message, Part, TextPart, ToolCall, one_system
+from mlx_qwenvl.inputs.video_part import VIDEO_KINDS
+
+
+def refuse_video(where: str, part: Mapping[str, Any], form: str) -> None:
+    """Turn away a part with a video, which has no place in these forms.
+
+    Args:
+        where: How errors name the part.
+        part: The part.
+        form: Name of the form.
+
+    Raises:
+        PromptError: It is one.
+    """
+    kind = part.get("type")
+    if isinstance(kind, str) and kind in VIDEO_KINDS:
+        raise PromptError(
+            f"{where} has type {kind!r}, and {form} has no form for videos; "
+            "/v1/chat/completions takes them as video_url",
+            f"{where}.type",
+        )
 
 
 class Turns:

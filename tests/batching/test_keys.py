@@ -63,6 +63,16 @@ def test_options_count_where_they_change_answers(
     assert (digest(tiny, options=replace(OPTIONS, **change)) != digest(tiny)) == matters
 
 
+@pytest.mark.parametrize("change", [{"fps": 1.0}, {"n_frames": 4}, {"max_frames": 8}])
+def test_how_videos_are_sampled_counts_for_videos_alone(
+    tiny: QwenVL, change: dict[str, Any]
+) -> None:
+    changed, model = replace(OPTIONS, **change), model_digest(tiny)
+    assert digest(tiny, options=changed) == digest(tiny)
+    of_video = question_digest(tiny, model, ASKED, OPTIONS, "video")
+    assert question_digest(tiny, model, ASKED, changed, "video") != of_video != digest(tiny)
+
+
 def test_a_model_is_known_by_its_weights_wherever_it_lies(
     tiny: QwenVL, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from mlx_qwenvl import OptionError, QwenVLError
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import FileLines, encoded
+from mlx_qwenvl.batching.named import Named
 
 ENTRIES = [{"image": f"{name}.png", "key": f"k{name}", "text": f"{name} ü"} for name in "abc"]
+ENTRIES[1] = {"video": "b.mp4", "key": "kb", "text": "b.mp4 ü"}
 WHOLE = b"".join(map(encoded, ENTRIES))
 
 
@@ -200,7 +202,8 @@ def test_an_error_goes_once_there_is_more_to_tell_and_answers_never_go(tmp_path:
     def run(images: str) -> None:
         with FileLines(file) as opened:
             ledger = Ledger.of_file(opened)
-            for image in images:
+            for name in images:
+                image = Named("image", name)
                 ledger.fail(image, "k1", "What?", error)
                 ledger.fail(image, "k1", "Why?", error)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.browser.conftest import AXE, CHAT, PATIENCE_MS, ask, heard, stream
 from tests.live import Live
@@ -79,6 +79,23 @@ def test_no_rule_of_accessibility_is_broken(fitted: Page) -> None:
         fitted.get_by_role("button", name=name).click()
         assert broken_rules(fitted) == []
         fitted.keyboard.press("Escape")
+
+
+def test_a_video_breaks_no_rule_and_is_no_wider_than_the_window(fitted: Page) -> None:
+    films = pytest.importorskip("tests.films", reason="PyAV makes the video", exc_type=ImportError)
+    name = f"{'a very long name of a video ' * 3}.webm"
+    clip = films.film(4, size=(640, 360), codec="libvpx-vp9", container="webm")
+    odd = FilePayload(name="odd.webm", mimeType="video/webm", buffer=b"no video")
+    wide = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+    files = [FilePayload(name=name, mimeType="video/webm", buffer=clip), odd]
+    fitted.locator("#files").set_input_files(files)
+    expect(fitted.locator("#attached li")).to_have_count(2)
+    assert broken_rules(fitted) == [] and fitted.evaluate(wide) == 0
+    ask(fitted, "What happens?")
+    heard(fitted)
+    expect(fitted.locator(".film figcaption")).to_contain_text("min")
+    expect(fitted.locator(".film .unshown")).to_be_visible()
+    assert broken_rules(fitted) == [] and fitted.evaluate(wide) == 0
 
 
 def test_nothing_is_wider_than_the_window(fitted: Page) -> None:

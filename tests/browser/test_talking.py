@@ -230,7 +230,7 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name(page: Page, tmp_path: 
     text = tmp_path / "letter.txt"
     text.write_text("Hello")
     page.locator("#files").set_input_files(text)
-    expect(page.locator("#notice")).to_have_text("letter.txt is no picture.")
+    expect(page.locator("#notice")).to_have_text("letter.txt is neither a picture nor a video.")
 
 
 def test_a_large_photo_is_sent_smaller(page: Page, answers: Answers) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_qwenvl import QwenVL, load
+from mlx_qwenvl.batch import main as batch
 from mlx_qwenvl.chatting.moving import moved
 from mlx_qwenvl.chatting.session import Session
 from mlx_qwenvl.chatting.talk import Talk
@@ -138,3 +139,22 @@ def test_the_server_counts_and_answers_them(folder: Path) -> None:
         assert replies[0]["choices"] == replies[1]["choices"]
         bad = body | {"n_frames": 0}
         assert client.post("/v1/chat/completions", json=bad).status_code == 400
+
+
+def test_one_question_about_many_videos_is_answered_as_each_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for clip, count in zip(clips, (30, 12), strict=True):
+        clip.write_bytes(film(count, size=(128, 96)))
+    greedy = ("--temperature", "0", "--max-tokens", "4", "--n-frames", "4", "--min-pixels", "9216")
+    asked = ("--videos", *map(str, clips), "--prompt", "Look!", "--dtype", "float32", *greedy)
+    assert batch(["--model", str(folder), *asked]) == 0
+    told = {line["video"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    vlm = load(folder, dtype="float32")
+    for clip in clips:
+        reply = vlm.generate(
+            "Look!", videos=[clip], n_frames=4, min_pixels=9216, temperature=0, max_tokens=4
+        )
+        assert told[str(clip)]["text"] == reply.text
+        assert told[str(clip)]["usage"]["video_tokens"] == reply.usage.video_tokens > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from mlx_qwenvl import QwenVL, __version__
 from mlx_qwenvl.errors import QwenVLError
+from mlx_qwenvl.inputs.pyav import MISSING, find_pyav
 from server.app import create_app
 from server.engine import Engine
 from server.settings import Settings
@@ -48,7 +50,8 @@ def test_all_that_the_page_loads_and_links_to_is_here(client: TestClient) -> Non
     # Written out, so that nothing more is let in without a change here.
     assert response.headers["content-security-policy"] == (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
+        "media-src blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+        "frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     )
     page = Page(response.text)
@@ -88,7 +91,27 @@ def test_the_page_needs_no_key_and_tells_nothing_without_one(served: QwenVL) -> 
 def test_programs_are_told_in_json(client: TestClient) -> None:
     told = client.get("/", headers={"accept": "application/json"})
     assert told.headers["content-type"].startswith("application/json")
-    assert told.json() == {"model": "tiny", "version": __version__, "state": "ready"}
+    facts = told.json()
+    limits = facts.pop("limits")
+    assert facts == {"model": "tiny", "version": __version__, "state": "ready"}
+    settings = Settings()
+    assert limits == {
+        "max_body_bytes": settings.max_body_bytes,
+        "max_videos": settings.max_videos,
+        "max_video_bytes": settings.max_video_bytes,
+        "video_fault": find_pyav().fault or None,
+    }
+
+
+def test_the_page_is_told_what_the_operator_allows_and_that_pyav_is_lacking(
+    served: QwenVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(max_videos=0, max_video_bytes=5, max_body_bytes=7)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with connected_to(Engine(lambda: served, settings, "tiny")) as client:
+        limits = client.get("/", headers={"accept": "application/json"}).json()["limits"]
+    assert [limits[f"max_{name}"] for name in ("videos", "video_bytes", "body_bytes")] == [0, 5, 7]
+    assert limits["video_fault"] == MISSING
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/health", "/metrics"])

@@ -152,3 +152,31 @@ def test_no_videos_at_all_can_be_the_operators_choice() -> None:
     turns: list[Message] = parse_messages(asked(video())["messages"])
     with pytest.raises(PromptError, match="1 videos came, at most 0 pass"):
         MediaPolicy.of(Settings(max_videos=0)).admit(turns)
+
+
+@pytest.mark.parametrize("kind", ["video_url", "input_video", "video"])
+@pytest.mark.parametrize(("path", "field"), [("messages", "messages"), ("responses", "input")])
+def test_forms_without_videos_name_the_one_that_has_them(
+    client: TestClient, path: str, field: str, kind: str
+) -> None:
+    part = {"type": kind, "video_url": {"url": URL}}
+    body = {field: [{"role": "user", "content": [part]}]}
+    for where in (path, "messages/count_tokens" if path == "messages" else path):
+        most = {"max_tokens": 4} if where == "messages" else {}
+        reply = client.post(f"/v1/{where}", json=body | most)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"] == (
+            f"{field}[0].content[0] has type {kind!r}, and {path.title()} has no form for videos; "
+            "/v1/chat/completions takes them as video_url"
+        )
+
+
+def test_a_tool_that_returns_a_video_is_told_the_same(client: TestClient) -> None:
+    part = {"type": "video_url", "video_url": {"url": URL}}
+    call = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [part]}
+    turns = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    turns = [{"role": "user", "content": "Look."}, *turns]
+    reply = client.post("/v1/messages", json={"messages": turns, "max_tokens": 4})
+    assert reply.status_code == 400
+    assert "/v1/chat/completions takes them" in reply.json()["error"]["message"]

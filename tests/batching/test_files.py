@@ -1,19 +1,28 @@
-"""Which pictures are meant: every way to name them, in one order, each once."""
+"""Which pictures and videos are meant: every way to name them, in one order, each once."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from mlx_qwenvl import OptionError
-from mlx_qwenvl.batching.pictures import find_pictures
+from mlx_qwenvl.batching.files import check_stdin, find_named
+from mlx_qwenvl.batching.named import Named
 
-TREE = ("b.jpg", "a.JPG", "notes.txt", ".hidden.png", "sub/c.png", "sub/deep/d.webp", "sub/x.md")
+TREE = (
+    *("b.jpg", "a.JPG", "notes.txt", ".hidden.png", "sub/c.png", "sub/deep/d.webp", "sub/x.md"),
+    *("f.MP4", "e.mkv", "sub/g.mov"),
+)
+
+
+def find_pictures(*asked: Sequence[str], ends_with_nul: bool = False) -> list[str]:
+    """Names of pictures."""
+    return [one.name for one in find_named("image", *asked, ends_with_nul=ends_with_nul)]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,20 @@ def test_a_name_leads_to_its_pictures_in_order(pattern: str, names: list[str]) -
     assert find_pictures([pattern]) == names
 
 
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (["photos"], ["photos/e.mkv", "photos/f.MP4"]),
+        (["photos/**"], ["photos/e.mkv", "photos/f.MP4", "photos/sub/g.mov"]),
+        (["photos/sub/*.mov", "photos"], ["photos/sub/g.mov", "photos/e.mkv", "photos/f.MP4"]),
+        (["photos/b.jpg"], ["photos/b.jpg"]),  # its bytes will say what it is
+        (["https://example.org/a.mp4"], ["https://example.org/a.mp4"]),
+    ],
+)
+def test_a_name_leads_to_its_videos(asked: list[str], names: list[str]) -> None:
+    assert find_named("video", asked) == [Named("video", name) for name in names]
+
+
 @pytest.mark.parametrize("name", ["[1].jpg", "a b.jpg", "*.jpg", "ü.png", "-x.png"])
 def test_a_file_that_exists_is_no_pattern(tree: Path, name: str) -> None:
     (tree / name).touch()
@@ -84,6 +107,10 @@ def test_a_folder_without_pictures_is_refused_with_the_way_to_deeper_ones(tree: 
     (tree / "outer/inner/a.png").touch()
     with pytest.raises(OptionError, match=r"no picture.*outer/\*\*"):
         find_pictures(["outer"])
+    with pytest.raises(OptionError, match=r"holds no video.*outer/\*\*"):
+        find_named("video", ["outer"])
+    with pytest.raises(OptionError, match=r"no video matches 'outer/\*\.mp4'"):
+        find_named("video", ["outer/*.mp4"])
 
 
 def test_a_list_is_taken_as_it_is_line_by_line(tree: Path) -> None:
@@ -110,7 +137,7 @@ def test_lists_that_cannot_be_read_are_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OptionError, match="the list none: No such file"):
         find_pictures([], ["none"])
     with pytest.raises(OptionError, match="more than once"):
-        find_pictures(["-"], ["-"])
+        check_stdin(["-", "a.png", "-"])
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(OptionError, match="closed"):
         find_pictures(["-"])
