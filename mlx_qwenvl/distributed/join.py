@@ -83,7 +83,10 @@ def join() -> Ranks | None:
             f"MLX calls this rank {group.rank()} of {group.size()}, the launcher {place.rank} of "
             f"{place.size}"
         )
-    return Ranks(Share.of(group), Line(peers, silence_s))
+    # Threads that take turns leave sums under way, each in streams of its own. On all ranks sums
+    # have to come in one order, so they share a stream, whose order is that of the turns.
+    stream = mx.new_thread_unsafe_stream(mx.cpu)
+    return Ranks(Share.of(group, stream), Line(peers, silence_s), stream)
 
 
 def silence_of(environment: Mapping[str, str]) -> float:

@@ -27,14 +27,15 @@ class Ranks:
     Args:
         share: Which part of the model is this one's.
         line: Its connections.
+        sums: The stream in which ranks add up; the thread's default one where there is none.
 
     Attributes:
         share: As given.
         agreed: What is decided by: on rank 0 its own clock and memory, on others rank 0's.
     """
 
-    def __init__(self, share: Share, line: Line) -> None:
-        self.share, self._line = share, line
+    def __init__(self, share: Share, line: Line, sums: mx.Stream | None = None) -> None:
+        self.share, self._line, self._sums = share, line, sums
         self._is_broken = False
         if self.leads:
             self.agreed = Agreed(self._tell_time, self._tell_number)
@@ -164,7 +165,7 @@ class Ranks:
         """Wait for what was begun ahead of its use: ranks that leave it meet closed connections."""
         if self.go_on:
             with self._line.busy():
-                mx.synchronize()
+                mx.synchronize(self._sums)
 
     def __enter__(self) -> Ranks:
         """Begin a block at whose end the others are told to end as well."""

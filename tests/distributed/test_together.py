@@ -20,7 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "recipe"), [("all", 2, "none"), ("all", 2, "4bit-g32"), ("few", 4, "none")]
+    ("name", "size", "recipe"),
+    [("all", 2, "none"), ("all", 2, "4bit-g32"), ("turns", 2, "none"), ("few", 4, "none")],
 )
 def test_ranks_say_what_one_process_says(
     folder: Path, tmp_path: Path, name: str, size: int, recipe: str
