@@ -21,9 +21,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwenvl.distributed.commands import Hello
-from mlx_qwenvl.distributed.line import SILENCE_S, Line, read_word, word_bytes
+from mlx_qwenvl.distributed.line import SILENCE_S, Line
 from mlx_qwenvl.distributed.ranks import Ranks
-from mlx_qwenvl.distributed.wire import WireError
+from mlx_qwenvl.distributed.wire import WireError, read_word, word_bytes
 from mlx_qwenvl.errors import OptionError, RanksLost
 from mlx_qwenvl.models.share import Share
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import socket
-import struct
 import sys
 import threading
 import time
@@ -20,15 +19,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlx_qwenvl.distributed.commands import End
-from mlx_qwenvl.distributed.wire import WireError, pack, unpack
+from mlx_qwenvl.distributed.wire import BEAT, WireError, read_word, word_bytes
 from mlx_qwenvl.errors import RanksLost
 
 BEAT_S = 0.5  # between signs of life
 SILENCE_S = 8.0  # after which a peer counts as gone
 GRACE_S = 2.0  # that a step may go on after a peer has gone
-MAX_FRAME = 2**31  # bytes of one word; a question with its pictures
-_LENGTH = struct.Struct("<I")
-_BEAT = _LENGTH.pack(0)
 
 
 class Ended(SystemExit):
@@ -230,7 +226,7 @@ class Line:
                 try:
                     for sock in self._peers.values():
                         with suppress(OSError):  # a full one hears nothing, nor is it heard of
-                            sock.send(_BEAT, socket.MSG_DONTWAIT)
+                            sock.send(BEAT, socket.MSG_DONTWAIT)
                 finally:
                     self._sending.release()
             now = time.monotonic()
@@ -261,43 +257,3 @@ def leave(code: int) -> None:
 
 def _gone(rank: int) -> str:
     return f"rank {rank} is gone: its connection was closed"
-
-
-def word_bytes(word: Any) -> bytes:
-    """A word as it is sent: its length, and itself."""
-    packed = pack(word)
-    return _LENGTH.pack(len(packed)) + packed
-
-
-def read_word(
-    sock: socket.socket, note: Callable[[], None] = lambda: None, most: int = MAX_FRAME
-) -> Any:
-    """The next word that comes.
-
-    Args:
-        sock: Where from.
-        note: Called whenever something has come, if only a sign of life.
-        most: Bytes that it may have.
-
-    Raises:
-        OSError: The connection has ended.
-        WireError: It is no word.
-    """
-    while True:
-        (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, note))
-        if length > most:
-            raise WireError(f"a word of {length} bytes")
-        if length:
-            return unpack(_exactly(sock, length, note))
-
-
-def _exactly(sock: socket.socket, count: int, note: Callable[[], None]) -> bytes:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    while view:
-        got = sock.recv_into(view)
-        if not got:
-            raise OSError("the connection was closed")
-        view = view[got:]
-        note()
-    return bytes(buffer)

@@ -19,8 +19,9 @@ from mlx_qwenvl.arguments import load_model
 from mlx_qwenvl.distributed import join
 from mlx_qwenvl.distributed.commands import Close, Hello
 from mlx_qwenvl.distributed.join import Place, place_of, silence_of
-from mlx_qwenvl.distributed.line import Ended, Line, read_word, word_bytes
+from mlx_qwenvl.distributed.line import Ended, Line
 from mlx_qwenvl.distributed.ranks import Ranks
+from mlx_qwenvl.distributed.wire import read_word, word_bytes
 from mlx_qwenvl.engine.agreed import Agreed
 from mlx_qwenvl.engine.fit import check_answer
 from mlx_qwenvl.engine.options import Options
