@@ -22,7 +22,7 @@ from mlx_qwenvl.arguments import (
 )
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import NO_SPACE, FileLines, StreamLines
-from mlx_qwenvl.batching.pictures import find_pictures
+from mlx_qwenvl.batching.pictures import STDIN, find_pictures
 from mlx_qwenvl.batching.questions import Question
 from mlx_qwenvl.batching.run import Counts, Run
 from mlx_qwenvl.batching.terminal import progress, stoppable
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
     arguments = parser().parse_intermixed_args(argv)
-    return run(lambda: _ask(arguments), PROGRAM)
+    return run(lambda: _ask(arguments), PROGRAM, alone=False)
 
 
 def _ask(arguments: argparse.Namespace) -> int:
@@ -117,6 +117,8 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--max-running is {arguments.max_running}, expected a number from 1 up")
     questions = _questions(arguments, form)
     asked = [*arguments.images, *arguments.pictures]
+    if ranks is not None and STDIN in [*asked, *arguments.images_from]:
+        raise OptionError("pictures named on standard input: mlx.launch never ends that")
     if not asked and not arguments.images_from:
         raise PromptError("no pictures were named; give --images")
     images = find_pictures(asked, arguments.images_from, ends_with_nul=arguments.null)

@@ -40,13 +40,19 @@ class Line:
     Args:
         peers: By rank: all others for rank 0, rank 0 for the others.
         silence_s: After which a peer counts as gone, in seconds.
+        first_s: That its first sign of life may take beyond that.
 
     Attributes:
         reason: Why the ranks cannot go on, or None.
         grace_s: As `GRACE_S`; longer for who has more to do than to say so.
     """
 
-    def __init__(self, peers: Mapping[int, socket.socket], silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        peers: Mapping[int, socket.socket],
+        silence_s: float = SILENCE_S,
+        first_s: float = 0.0,
+    ) -> None:
         self._peers, self._silence_s = dict(peers), silence_s
         self.reason: str | None = None
         self.grace_s = GRACE_S
@@ -54,7 +60,7 @@ class Line:
         self._lost_at = 0.0
         self._busy_since: float | None = None
         self._is_closed = False
-        self._heard_at = dict.fromkeys(self._peers, time.monotonic())
+        self._heard_at = dict.fromkeys(self._peers, time.monotonic() + first_s)
         self._words: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._losing = threading.Lock()
@@ -80,7 +86,7 @@ class Line:
                 try:
                     sock.sendall(frame)
                 except OSError:
-                    self._lose(_gone(rank))
+                    self._lose(gone(rank))
         self._check()
 
     def hear(self) -> tuple[int, Any]:
@@ -177,7 +183,7 @@ class Line:
             self._lose(f"rank {rank} is not understood: {error}", besides=rank)
         except OSError:
             if not self._is_closed:
-                self._lose(_gone(rank), besides=rank)
+                self._lose(gone(rank), besides=rank)
 
     def _note(self, rank: int) -> None:
         self._heard_at[rank] = time.monotonic()
@@ -232,7 +238,8 @@ class Line:
             now = time.monotonic()
             for rank, at in list(self._heard_at.items()):
                 # While this process stood still, what came was not read.
-                self._heard_at[rank] = at = min(at + stood_still, now)
+                if at < now:
+                    self._heard_at[rank] = at = min(at + stood_still, now)
                 if now - at > self._silence_s:
                     why = f"rank {rank} has been silent for {self._silence_s:g} s"
                     self._lose(why, besides=rank)
@@ -255,5 +262,6 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _gone(rank: int) -> str:
+def gone(rank: int) -> str:
+    """What is said of a rank whose connection is closed."""
     return f"rank {rank} is gone: its connection was closed"

@@ -23,6 +23,10 @@ PACKAGE = "mlx_qwenvl."
 MAX_FRAME = 2**31  # bytes of one word; a question with its pictures
 _LENGTH = struct.Struct("<I")
 BEAT = _LENGTH.pack(0)
+_NO_VALUE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError),
+    struct.error,
+)
 
 
 class WireError(QwenVLError):
@@ -54,7 +58,7 @@ def unpack(raw: bytes) -> Any:
             blobs.append(memoryview(raw)[at : at + length])
             at += length
         return _built(plain, blobs)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+    except _NO_VALUE as error:
         raise WireError(f"a peer sent what is no value: {error}") from None
 
 
