@@ -8,9 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, cast
 
-from mlx_qwenvl.command import announce_demo, at_end
+from mlx_qwenvl.command import RANK_VARIABLE, announce_demo, at_end
 from mlx_qwenvl.engine.options import CallOptions
-from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.extracting.form import Form, read_form
 from mlx_qwenvl.vlm import QwenVL, load
 from mlx_qwenvl.weights.choice import default_model
@@ -19,7 +18,6 @@ from mlx_qwenvl.weights.resolve import DEMO
 if TYPE_CHECKING:
     from mlx_qwenvl.distributed.ranks import Ranks
 
-RANK_VARIABLE = "MLX_RANK"  # set by mlx.launch
 DEFAULT_QUESTION = "Describe this image."
 DEFAULT_VIDEO_QUESTION = "Describe this video."
 EXTRACT_QUESTION = "Read this image and fill in the form."
@@ -107,11 +105,6 @@ def load_model(
 
     The other arguments are those of `load`.
     """
-    if ranks is None and RANK_VARIABLE in os.environ:
-        from mlx_qwenvl.distributed.join import place_of
-
-        if place_of(os.environ) is not None:  # or each process would answer for itself
-            raise OptionError("this command is for one process; mlx.launch started several")
     name = default_model() if arguments.model is None else arguments.model
     vlm = load(
         name,

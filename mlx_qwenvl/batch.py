@@ -22,7 +22,7 @@ from mlx_qwenvl.arguments import (
     load_model,
     options_of,
 )
-from mlx_qwenvl.batching.files import check_stdin, find_named
+from mlx_qwenvl.batching.files import STDIN, check_stdin, find_named
 from mlx_qwenvl.batching.ledger import Ledger
 from mlx_qwenvl.batching.lines import NO_SPACE, FileLines, StreamLines
 from mlx_qwenvl.batching.named import Kind, Named
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
     arguments = parser().parse_intermixed_args(argv)
-    return run(lambda: _ask(arguments), PROGRAM)
+    return run(lambda: _ask(arguments), PROGRAM, alone=False)
 
 
 def _ask(arguments: argparse.Namespace) -> int:
@@ -136,7 +136,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     if arguments.max_running < 1:
         raise OptionError(f"--max-running is {arguments.max_running}, expected a number from 1 up")
-    named = _named(arguments)
+    named = _named(arguments, is_launched=ranks is not None)
     kinds = {one.kind: None for one in named}
     questions = _questions(arguments, form, kinds)
     with _output(arguments.output) as (ledger, file):
@@ -159,13 +159,16 @@ def _ask(arguments: argparse.Namespace) -> int:
         return _over(job, named, len(named) * len(questions), file)
 
 
-def _named(arguments: argparse.Namespace) -> list[Named]:
+def _named(arguments: argparse.Namespace, *, is_launched: bool) -> list[Named]:
     """What is asked about: pictures, then videos."""
     pictures = [*arguments.images, *arguments.pictures]
     lists = arguments.images_from, arguments.videos_from
     if not any((pictures, arguments.videos, *lists)):
         raise PromptError("no pictures were named; give --images, or --videos")
-    check_stdin([*pictures, *arguments.videos, *lists[0], *lists[1]])
+    names = [*pictures, *arguments.videos, *lists[0], *lists[1]]
+    check_stdin(names)
+    if is_launched and STDIN in names:
+        raise OptionError("files named on standard input: mlx.launch never ends that")
     nul = arguments.null
     named = find_named("image", pictures, lists[0], ends_with_nul=nul)
     videos = find_named("video", arguments.videos, lists[1], ends_with_nul=nul)

@@ -7,8 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_qwenvl.arguments import add_answer, add_model, add_video, load_model, options_of
+from mlx_qwenvl.arguments import (
+    add_answer,
+    add_model,
+    add_video,
+    launched,
+    load_model,
+    options_of,
+)
 from mlx_qwenvl.chatting.picture import read_checked
 from mlx_qwenvl.chatting.preview import PROTOCOLS, protocol_of
 from mlx_qwenvl.chatting.saved import check_saved
@@ -24,8 +32,12 @@ from mlx_qwenvl.command import (
     run,
 )
 from mlx_qwenvl.engine.options import GREEDY, read_options
+from mlx_qwenvl.errors import OptionError
 from mlx_qwenvl.inputs.video_file import check_video
 from mlx_qwenvl.vlm import QwenVL, load
+
+if TYPE_CHECKING:
+    from mlx_qwenvl.distributed.ranks import Ranks
 
 PROGRAM = "mlx-qwenvl chat"
 DUMB = ("", "dumb", "unknown")  # terminals without a cursor
@@ -73,10 +85,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
     arguments = parser().parse_args(argv)
-    return run(lambda: _chat(arguments), PROGRAM)
+    return run(lambda: _chat(arguments), PROGRAM, alone=False)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
+    ranks = launched()
+    if ranks is not None and not ranks.leads:
+        return load_model(arguments, draft=arguments.draft, ranks=ranks).follow()
     options = options_of(arguments)
     read_options(options, GREEDY)  # refuses bad options before the model is loaded
     # What is wrong is told at once, not after the model was loaded.
@@ -86,12 +101,12 @@ def _chat(arguments: argparse.Namespace) -> int:
     kept = None if arguments.load is None else Path(arguments.load).expanduser()
     if kept is not None:
         check_saved(kept)
-    vlm = load_model(arguments, draft=arguments.draft)
+    vlm = load_model(arguments, draft=arguments.draft, ranks=ranks)
     prompt, screen = terminal_of(arguments)
     talk = Talk(
         Session(vlm, options, arguments.system),
         screen,
-        lambda other: _load_other(other, arguments.dtype),
+        lambda other: _load_other(other, arguments.dtype, ranks),
         can_edit=prompt.can_edit,
         previews=arguments.preview is not None,
     )
@@ -138,7 +153,9 @@ def terminal_of(arguments: argparse.Namespace) -> tuple[Prompt, Screen]:
     return RichPrompt(None if arguments.no_history else history_file()), screen
 
 
-def _load_other(name: str, dtype: str | None) -> QwenVL:
+def _load_other(name: str, dtype: str | None, ranks: Ranks | None) -> QwenVL:
+    if ranks is not None:
+        raise OptionError(f"{ranks.size} processes hold this model; start them with another one")
     return load(name, dtype=dtype, progress=sys.stderr.isatty())
 
 

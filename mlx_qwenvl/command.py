@@ -15,6 +15,7 @@ from typing import NoReturn
 from mlx_qwenvl.errors import OptionError, PromptError, QwenVLError
 from mlx_qwenvl.weights.resolve import DOWNLOAD_THREAD
 
+RANK_VARIABLE = "MLX_RANK"  # set by mlx.launch
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 # By name: the module, which has `parser()` and `main(argv)`, and what it is for.
@@ -48,14 +49,37 @@ def at_end(tell: Callable[[int, str], None]) -> None:
     _endings.append(tell)
 
 
-def run(body: Callable[[], int], program: str) -> int:
-    """Run a command line's body and turn what it raises into one line and an exit code."""
+def run(body: Callable[[], int], program: str, *, alone: bool = True) -> int:
+    """Run a command line's body and turn what it raises into one line and an exit code.
+
+    Args:
+        body: Gives the exit code.
+        program: Its name, in front of errors.
+        alone: Whether it is for one process, and not for several that mlx.launch starts.
+    """
     _open_standard_descriptors()
-    code, said = _outcome(body, program)
+
+    def work() -> int:
+        if alone:
+            _refuse_several()
+        return body()
+
+    code, said = _outcome(work, program)
     for tell in _endings:
         tell(code, said)
     _leave_if_downloading(code)
     return code
+
+
+def _refuse_several() -> None:
+    """Refuse what each of several processes would do for itself, at once."""
+    if RANK_VARIABLE in os.environ:
+        from mlx_qwenvl.distributed.join import place_of
+
+        if (place := place_of(os.environ)) is not None:
+            raise OptionError(
+                f"this command is for one process, and mlx.launch started {place.size}"
+            )
 
 
 def _outcome(body: Callable[[], int], program: str) -> tuple[int, str]:

@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
     arguments = parser().parse_intermixed_args(argv)
-    return run(lambda: _answer(arguments), PROGRAM)
+    return run(lambda: _answer(arguments), PROGRAM, alone=False)
 
 
 def _answer(arguments: argparse.Namespace) -> int:

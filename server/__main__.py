@@ -26,7 +26,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
     arguments = parser().parse_args(argv)
-    return run(lambda: _serve(arguments), PROGRAM)
+    return run(lambda: _serve(arguments), PROGRAM, alone=False)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -21,9 +21,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwenvl.distributed.commands import Hello
-from mlx_qwenvl.distributed.line import SILENCE_S, Line, read_word, word_bytes
+from mlx_qwenvl.distributed.line import SILENCE_S, Line, gone
 from mlx_qwenvl.distributed.ranks import Ranks
-from mlx_qwenvl.distributed.wire import WireError
+from mlx_qwenvl.distributed.wire import WireError, read_word, word_bytes
 from mlx_qwenvl.errors import OptionError, RanksLost
 from mlx_qwenvl.models.share import Share
 
@@ -83,7 +83,12 @@ def join() -> Ranks | None:
             f"MLX calls this rank {group.rank()} of {group.size()}, the launcher {place.rank} of "
             f"{place.size}"
         )
-    return Ranks(Share.of(group), Line(peers, silence_s))
+    # Threads that take turns leave sums under way, each in streams of its own. On all ranks sums
+    # have to come in one order, so they share a stream, whose order is that of the turns.
+    stream = mx.new_thread_unsafe_stream(mx.cpu)
+    # The first to be connected hears nothing of those that MLX is still at.
+    line = Line(peers, silence_s, first_s=max(end - time.monotonic(), 0.0))
+    return Ranks(Share.of(group, stream), line, stream)
 
 
 def silence_of(environment: Mapping[str, str]) -> float:
@@ -115,20 +120,24 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         raise OptionError(f"MLX_RANK is {rank!r}, expected a number")
     hosts = _read(environment, "MLX_HOSTFILE")
     if hosts is not None:
-        addresses = [address.rpartition(":") for node in hosts for address in node]
-        size, host = len(hosts), addresses[0][0] if addresses else ""
-        port = max((int(port) for _, _, port in addresses), default=0) + 1
+        addresses = [str(address).rpartition(":") for node in hosts for address in node]
+        size, host = len(hosts), addresses[0][0]
+        ports = [int(told) for _, _, told in addresses if told.isdecimal()]
+        port = max(ports) + 1 if len(ports) == len(addresses) else 0
     else:
         devices = _read(environment, "MLX_IBV_DEVICES")
         size = len(devices or [])
         host, _, after = environment.get("MLX_JACCL_COORDINATOR", "").rpartition(":")
         port = int(after) + 1 if after.isdecimal() else 0
     if size < 2:
+        if environment.get("MLX_WORLD_SIZE", "1") != "1":
+            raise OptionError("ranks meet over ring or jaccl; mlx.launch --backend ring")
         return None
     named = environment.get(ADDRESS_VARIABLE)
     if named:
-        host, _, told = named.partition(":")
-        port = int(told) if told.isdecimal() else port
+        host, colon, told = named.partition(":")
+        if colon:
+            port = int(told) if told.isdecimal() else 0
     if int(rank) >= size or not host or not 0 < port < 2**16:
         raise OptionError(
             f"MLX_RANK is {rank} of {size} ranks that meet at {host or 'no host'}:{port}; "
@@ -147,9 +156,11 @@ def _read(environment: Mapping[str, str], name: str) -> list[list[str]] | None:
         found = json.loads(text) if text else None
     except (OSError, ValueError) as error:
         raise OptionError(f"{name} is {path!r}, which cannot be read: {error}") from None
-    if found is not None and not (isinstance(found, list) and all(found)):
+    if found is not None and not (
+        isinstance(found, list) and all(node and isinstance(node, list) for node in found)
+    ):
         raise OptionError(f"{name} is {path!r}, expected a list of hosts in it")
-    return found
+    return found or None
 
 
 def _gathered(place: Place, end: float) -> dict[int, socket.socket]:
@@ -178,8 +189,11 @@ def _gathered(place: Place, end: float) -> dict[int, socket.socket]:
                 sock.close()  # nobody of ours
             else:
                 peers[rank] = sock
-    for sock in peers.values():  # all are there
-        sock.sendall(word_bytes(Hello(0, place.size)))
+    for rank, sock in peers.items():  # all are there
+        try:
+            sock.sendall(word_bytes(Hello(0, place.size)))
+        except OSError:
+            raise RanksLost(gone(rank)) from None
     return peers
 
 

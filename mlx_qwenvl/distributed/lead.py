@@ -80,14 +80,14 @@ class LeadingScheduler(Scheduler):
         """Withdraw a job on all ranks."""
         if job.is_over:
             return
-        self._ranks.tell(Cancel(self._number, self._numbered.pop(job)))
         with self._ranks.working():
+            self._ranks.tell(Cancel(self._number, self._numbered.pop(job)))
             super().cancel(job)
 
     def step(self) -> list[Event]:
         """Do a slice of work, as all ranks do."""
-        self._ranks.tell(Step(self._number, self._before))
         with self._ranks.working():
+            self._ranks.tell(Step(self._number, self._before))
             events = super().step()
             self._before = heard_of(events, self._numbered)
             refuse_faults(events)
@@ -107,8 +107,8 @@ def answer_in(
     scheduler: LeadingScheduler, prompt: Prompt, options: Options, watch: Stopwatch
 ) -> Generator[Chunk, None, None]:
     """Answer one question, as `engine/answer.py` does with the model to itself."""
-    job = scheduler.add(prompt, options, watch)
     try:
+        job = scheduler.add(prompt, options, watch)
         while not job.is_over:
             for event in scheduler.step():
                 if isinstance(event, Failed):

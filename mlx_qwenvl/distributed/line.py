@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import socket
-import struct
 import sys
 import threading
 import time
@@ -20,15 +19,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlx_qwenvl.distributed.commands import End
-from mlx_qwenvl.distributed.wire import WireError, pack, unpack
+from mlx_qwenvl.distributed.wire import BEAT, WireError, read_word, word_bytes
 from mlx_qwenvl.errors import RanksLost
 
 BEAT_S = 0.5  # between signs of life
 SILENCE_S = 8.0  # after which a peer counts as gone
 GRACE_S = 2.0  # that a step may go on after a peer has gone
-MAX_FRAME = 2**31  # bytes of one word; a question with its pictures
-_LENGTH = struct.Struct("<I")
-_BEAT = _LENGTH.pack(0)
 
 
 class Ended(SystemExit):
@@ -44,13 +40,19 @@ class Line:
     Args:
         peers: By rank: all others for rank 0, rank 0 for the others.
         silence_s: After which a peer counts as gone, in seconds.
+        first_s: That its first sign of life may take beyond that.
 
     Attributes:
         reason: Why the ranks cannot go on, or None.
         grace_s: As `GRACE_S`; longer for who has more to do than to say so.
     """
 
-    def __init__(self, peers: Mapping[int, socket.socket], silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        peers: Mapping[int, socket.socket],
+        silence_s: float = SILENCE_S,
+        first_s: float = 0.0,
+    ) -> None:
         self._peers, self._silence_s = dict(peers), silence_s
         self.reason: str | None = None
         self.grace_s = GRACE_S
@@ -58,7 +60,7 @@ class Line:
         self._lost_at = 0.0
         self._busy_since: float | None = None
         self._is_closed = False
-        self._heard_at = dict.fromkeys(self._peers, time.monotonic())
+        self._heard_at = dict.fromkeys(self._peers, time.monotonic() + first_s)
         self._words: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._losing = threading.Lock()
@@ -84,7 +86,7 @@ class Line:
                 try:
                     sock.sendall(frame)
                 except OSError:
-                    self._lose(_gone(rank))
+                    self._lose(gone(rank))
         self._check()
 
     def hear(self) -> tuple[int, Any]:
@@ -181,7 +183,7 @@ class Line:
             self._lose(f"rank {rank} is not understood: {error}", besides=rank)
         except OSError:
             if not self._is_closed:
-                self._lose(_gone(rank), besides=rank)
+                self._lose(gone(rank), besides=rank)
 
     def _note(self, rank: int) -> None:
         self._heard_at[rank] = time.monotonic()
@@ -230,13 +232,14 @@ class Line:
                 try:
                     for sock in self._peers.values():
                         with suppress(OSError):  # a full one hears nothing, nor is it heard of
-                            sock.send(_BEAT, socket.MSG_DONTWAIT)
+                            sock.send(BEAT, socket.MSG_DONTWAIT)
                 finally:
                     self._sending.release()
             now = time.monotonic()
             for rank, at in list(self._heard_at.items()):
                 # While this process stood still, what came was not read.
-                self._heard_at[rank] = at = min(at + stood_still, now)
+                if at < now:
+                    self._heard_at[rank] = at = min(at + stood_still, now)
                 if now - at > self._silence_s:
                     why = f"rank {rank} has been silent for {self._silence_s:g} s"
                     self._lose(why, besides=rank)
@@ -259,45 +262,6 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _gone(rank: int) -> str:
+def gone(rank: int) -> str:
+    """What is said of a rank whose connection is closed."""
     return f"rank {rank} is gone: its connection was closed"
-
-
-def word_bytes(word: Any) -> bytes:
-    """A word as it is sent: its length, and itself."""
-    packed = pack(word)
-    return _LENGTH.pack(len(packed)) + packed
-
-
-def read_word(
-    sock: socket.socket, note: Callable[[], None] = lambda: None, most: int = MAX_FRAME
-) -> Any:
-    """The next word that comes.
-
-    Args:
-        sock: Where from.
-        note: Called whenever something has come, if only a sign of life.
-        most: Bytes that it may have.
-
-    Raises:
-        OSError: The connection has ended.
-        WireError: It is no word.
-    """
-    while True:
-        (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, note))
-        if length > most:
-            raise WireError(f"a word of {length} bytes")
-        if length:
-            return unpack(_exactly(sock, length, note))
-
-
-def _exactly(sock: socket.socket, count: int, note: Callable[[], None]) -> bytes:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    while view:
-        got = sock.recv_into(view)
-        if not got:
-            raise OSError("the connection was closed")
-        view = view[got:]
-        note()
-    return bytes(buffer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import mlx.core as mx
 
@@ -27,19 +27,20 @@ class Ranks:
     Args:
         share: Which part of the model is this one's.
         line: Its connections.
+        sums: The stream in which ranks add up; the thread's default one where there is none.
 
     Attributes:
         share: As given.
         agreed: What is decided by: on rank 0 its own clock and memory, on others rank 0's.
     """
 
-    def __init__(self, share: Share, line: Line) -> None:
-        self.share, self._line = share, line
+    def __init__(self, share: Share, line: Line, sums: mx.Stream | None = None) -> None:
+        self.share, self._line, self._sums = share, line, sums
         self._is_broken = False
         if self.leads:
             self.agreed = Agreed(self._tell_time, self._tell_number)
         else:
-            self.agreed = Agreed(self._number, lambda ours: int(self._number()))
+            self.agreed = Agreed(self._number, lambda ours: int(self._number()), is_asked=False)
 
     @property
     def rank(self) -> int:
@@ -74,7 +75,11 @@ class Ranks:
         """
         if self._is_broken:
             raise RanksLost(self.reason or "a step of several ranks was broken off")
-        self._line.tell(command)
+        try:
+            self._line.tell(command)
+        except KeyboardInterrupt:  # some may have heard it and others not
+            self._is_broken = True
+            raise
 
     def next(self) -> Command:
         """Wait for what rank 0 has this one do.
@@ -154,28 +159,29 @@ class Ranks:
             code: The exit code.
             said: What its last words were, where it fails.
         """
-        if code == 0:
-            self.settle()
-        self._line.close(code, "" if self.leads else said)
+        self._close(code, said)
         if not self.go_on:
             leave(code)
-
-    def settle(self) -> None:
-        """Wait for what was begun ahead of its use: ranks that leave it meet closed connections."""
-        if self.go_on:
-            with self._line.busy():
-                mx.synchronize()
 
     def __enter__(self) -> Ranks:
         """Begin a block at whose end the others are told to end as well."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Tell the others to end: with 0, with 130 after Ctrl-C, else with 1."""
-        code = 0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1
-        if code == 0:
-            self.settle()
-        self._line.close(code, "" if self.leads or error is None else str(error))
+        """Tell the others to end: with what this one exits with, with 130 after Ctrl-C, else 1."""
+        if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+            self._close(error.code or 0, "")
+        else:
+            code = 0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1
+            self._close(code, "" if error is None else str(error))
+
+    def _close(self, code: int, said: str) -> None:
+        if code == 0 and self.go_on:
+            # A step leaves the next token under way, and whoever is left alone with it finds its
+            # connections closed. Where they are closed by now, nobody needs it any more.
+            with suppress(RuntimeError), self._line.busy():
+                mx.synchronize(self._sums)
+        self._line.close(code, "" if self.leads else said)
 
     def _tell_time(self) -> float:
         now = time.perf_counter()

@@ -45,12 +45,13 @@ def facts_of(
         "version of MLX": importlib.metadata.version("mlx"),
         "shape of the model": _digest(repr(config)),
         "checkpoint": _digest(json.dumps(weights)),
-        "vocabulary": _digest((folder / "tokenizer.json").read_text()),
+        "vocabulary": _digest((folder / "tokenizer.json").read_bytes()),
         "set of tokens that end an answer": str(sorted(end_ids)),
         "quantization at load": _digest(repr(sorted(formats.items()))),
         "dtype": str(dtype).removeprefix("mlx.core."),
     }
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _digest(told: str | bytes) -> str:
+    raw = told.encode() if isinstance(told, str) else told
+    return hashlib.sha256(raw).hexdigest()[:12]

@@ -1,14 +1,17 @@
-"""Values as bytes, between processes of one version of this package.
+"""Values as bytes, between processes of one version of this package, and as words of a connection.
 
 JSON says how a value is built and NumPy's bytes follow it. Only dataclasses of this package are
 made again, and only of modules that are imported already, so that a peer can have nothing run.
+A word is a value behind its length; one of no bytes is a sign of life.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,7 +20,13 @@ import numpy as np
 from mlx_qwenvl.errors import QwenVLError
 
 PACKAGE = "mlx_qwenvl."
+MAX_FRAME = 2**31  # bytes of one word; a question with its pictures
 _LENGTH = struct.Struct("<I")
+BEAT = _LENGTH.pack(0)
+_NO_VALUE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError),
+    struct.error,
+)
 
 
 class WireError(QwenVLError):
@@ -49,7 +58,7 @@ def unpack(raw: bytes) -> Any:
             blobs.append(memoryview(raw)[at : at + length])
             at += length
         return _built(plain, blobs)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+    except _NO_VALUE as error:
         raise WireError(f"a peer sent what is no value: {error}") from None
 
 
@@ -94,3 +103,43 @@ def _built(plain: Any, blobs: list[memoryview]) -> Any:
         if module.startswith(PACKAGE) and isinstance(made, type) and is_dataclass(made):
             return made(**{key: _built(item, blobs) for key, item in held.items()})
     raise ValueError(f"unknown kind {kind!r}")
+
+
+def word_bytes(word: Any) -> bytes:
+    """A word as it is sent: its length, and itself."""
+    packed = pack(word)
+    return _LENGTH.pack(len(packed)) + packed
+
+
+def read_word(
+    sock: socket.socket, note: Callable[[], None] = lambda: None, most: int = MAX_FRAME
+) -> Any:
+    """The next word that comes.
+
+    Args:
+        sock: Where from.
+        note: Called whenever something has come, if only a sign of life.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: The connection has ended.
+        WireError: It is no word.
+    """
+    while True:
+        (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, note))
+        if length > most:
+            raise WireError(f"a word of {length} bytes")
+        if length:
+            return unpack(_exactly(sock, length, note))
+
+
+def _exactly(sock: socket.socket, count: int, note: Callable[[], None]) -> bytes:
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    while view:
+        got = sock.recv_into(view)
+        if not got:
+            raise OSError("the connection was closed")
+        view = view[got:]
+        note()
+    return bytes(buffer)

@@ -19,10 +19,12 @@ class Agreed:
     Attributes:
         clock: Tells seconds.
         number: Gives the number that counts for one that was found here, such as bytes.
+        is_asked: Whether questions come here first, to be refused where they never fit.
     """
 
     clock: Callable[[], float]
     number: Callable[[int], int]
+    is_asked: bool = True
 
 
 ALONE = Agreed(time.perf_counter, lambda number: number)

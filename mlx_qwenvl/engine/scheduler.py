@@ -133,7 +133,8 @@ class Scheduler:
         if options.grammar is not None:
             self._start(options.grammar)
         stores = self._stores if options.cache else Stores.of(self._model, 0, 0)
-        check_ever(self._model, prompt, options, self._stores.nbytes + self._crowd.nbytes)
+        if self._agreed.is_asked:
+            check_ever(self._model, prompt, options, self._stores.nbytes + self._crowd.nbytes)
         watch.reading_s = time.perf_counter() - watch.called
         if self.is_idle:
             mx.reset_peak_memory()

@@ -33,11 +33,18 @@ class Share:
     total: Callable[[mx.array], mx.array]
 
     @classmethod
-    def of(cls, group: mx.distributed.Group) -> Share:
-        """The part of a process that MLX has connected with others."""
-        return cls(
-            group.rank(), group.size(), lambda array: mx.distributed.all_sum(array, group=group)
-        )
+    def of(cls, group: mx.distributed.Group, stream: mx.Stream) -> Share:
+        """The part of a process that MLX has connected with others.
+
+        Args:
+            group: Those processes.
+            stream: Of the CPU, for sums alone, whichever thread begins them.
+        """
+
+        def total(array: mx.array) -> mx.array:
+            return mx.distributed.all_sum(array, group=group, stream=stream)
+
+        return cls(group.rank(), group.size(), total)
 
     def of_first(self, array: mx.array) -> mx.array:
         """What rank 0 holds, on all ranks."""

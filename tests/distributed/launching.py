@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SILENCE_S = 3
-START_S = 120.0  # that a busy machine may take for what is done within seconds elsewhere
+START_S = 90.0  # that a busy machine may take for what is done within seconds elsewhere
 
 
 def free_ports(count: int) -> list[int]:
@@ -30,7 +31,11 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def ranks(
-    size: int, command: Sequence[str], folder: Path, *others: Sequence[str]
+    size: int,
+    command: Sequence[str],
+    folder: Path,
+    *others: Sequence[str],
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Start one process a rank; whatever is left of them at the end of the block is killed.
 
@@ -39,6 +44,7 @@ def ranks(
         command: Arguments of Python.
         folder: For the file of hosts.
         others: Arguments of Python for the ranks from 1 on, where they are to differ.
+        stdin: What they have for standard input.
     """
     ports = free_ports(size + 1)[:size]  # the one above is where they meet
     hosts = folder / "hosts.json"
@@ -52,12 +58,13 @@ def ranks(
                 "MLX_HOSTFILE": str(hosts),
                 "PYTHONPATH": str(ROOT),
                 "MLX_QWENVL_RANK_SILENCE": str(SILENCE_S),
+                "PYTHONFAULTHANDLER": "1",  # what one that never ends is at, see `ends`
             }
             started.append(
                 subprocess.Popen(
                     [sys.executable, *arguments],
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -74,9 +81,13 @@ def ranks(
 
 
 def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """How each of them ends: exit code, stdout and stderr."""
-    out = []
+    """How each of them ends: exit code, stdout and stderr; where none comes, all its stacks."""
+    deadline, out = time.monotonic() + START_S, []
     for process in processes:
-        told, errors = process.communicate(timeout=START_S)
+        try:
+            told, errors = process.communicate(timeout=max(deadline - time.monotonic(), 1.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            told, errors = process.communicate()
         out.append((process.returncode, told, errors))
     return out

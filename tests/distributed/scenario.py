@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlx_qwenvl import QwenVL, Reply, load
@@ -68,12 +69,23 @@ def all_of_it(vlm: QwenVL) -> Heard:
     return heard
 
 
+def by_turns(vlm: QwenVL) -> Heard:
+    """Threads that take turns, each with a step under way while the other's is computed."""
+    texts = ["Say much.", "Say something else, and say it at length.", "And what is this?"]
+
+    def ask(text: str) -> list[int]:
+        return list(vlm.generate(text, temperature=0, max_tokens=40).token_ids)
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        return dict(zip(texts, pool.map(ask, texts), strict=True))
+
+
 async def _at_once(vlm: QwenVL, *questions: str) -> list[Reply]:
     asked = (vlm.agenerate(text, temperature=0, max_tokens=3) for text in questions)
     return list(await asyncio.gather(*asked))
 
 
-SCENARIOS = {"few": few, "all": all_of_it}
+SCENARIOS = {"few": few, "all": all_of_it, "turns": by_turns}
 
 
 def main(name: str, model: str, quantize: str) -> int:

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import mlx_qwenvl.batch
+import mlx_qwenvl.generate
+from mlx_qwenvl import QwenVL
 from tests.distributed.launching import ROOT, START_S, ends, free_ports, ranks
 
 SOON_S = 30.0  # 3 of silence, 2 of grace, and what a busy machine adds
@@ -85,6 +89,41 @@ def test_a_rank_without_the_model_says_so_to_all(tiny_folder: Path, tmp_path: Pa
     assert (first, second, said) == (1, 1, "")
     assert last_line(error).startswith("mlx-qwenvl generate: rank 1: ")
     assert str(missing) in last_line(error)
+
+
+def test_the_chat_answers_the_lines_of_rank_0(demo: QwenVL, tmp_path: Path) -> None:
+    command = ["-m", "mlx_qwenvl.chat", "--model", "demo", "--dtype", "float32"]
+    with ranks(2, command, tmp_path, stdin=subprocess.PIPE) as started:
+        lines, started[0].stdin = started[0].stdin, None
+        assert lines is not None
+        lines.write(f"\\image {STAR} What is shown?\n\\model demo\nWhat color is it?\n\\quit\n")
+        lines.flush()  # and stays open, as mlx.launch leaves it
+        (code, said, errors), second = ends(started)
+        lines.close()
+    chat = demo.chat()
+    first = chat.ask("What is shown?", images=[STAR]).text
+    assert said == f"{first}\n{chat.ask('What color is it?').text}\n"
+    assert "2 processes hold this model; start them with another one\n" in errors
+    assert (code, second) == (1, (1, "", ""))  # a line that went wrong is told in the exit code
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["generate", "--image", "-", "Hello"], "--image - reads standard input"),
+        (["batch", "--images-from", "-", "--prompt", "Hello"], "pictures named on standard input"),
+    ],
+)
+def test_standard_input_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    told: str,
+) -> None:
+    module = {"generate": mlx_qwenvl.generate, "batch": mlx_qwenvl.batch}[command[0]]
+    monkeypatch.setattr(module, "launched", lambda: SimpleNamespace(leads=True))
+    assert module.main(command[1:]) != 0
+    assert capsys.readouterr().err.startswith(f"mlx-qwenvl {command[0]}: {told}")
 
 
 def test_three_ranks_cannot_share_two_heads(tmp_path: Path) -> None:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mlx_qwenvl import QwenVL
-from mlx_qwenvl.arguments import load_model
+import convert.__main__
+from mlx_qwenvl import QwenVL, bench, info, load
 from mlx_qwenvl.distributed import join
 from mlx_qwenvl.distributed.commands import Close, Hello
 from mlx_qwenvl.distributed.join import Place, place_of, silence_of
-from mlx_qwenvl.distributed.line import Ended, Line, read_word, word_bytes
+from mlx_qwenvl.distributed.line import Ended, Line
 from mlx_qwenvl.distributed.ranks import Ranks
+from mlx_qwenvl.distributed.wire import BEAT, read_word, word_bytes
+from mlx_qwenvl.engine import fit
 from mlx_qwenvl.engine.agreed import Agreed
 from mlx_qwenvl.engine.fit import check_answer
 from mlx_qwenvl.engine.options import Options
 from mlx_qwenvl.errors import MemoryExceeded, OptionError, RanksLost
 from mlx_qwenvl.inputs.messages import question_messages
 from mlx_qwenvl.models.share import Share
+from tests.crowds import Question
 from tests.distributed.launching import free_ports
 
 SILENCE_S = 2.0
+BRIEF_S = 1.0  # where silence is what comes
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -58,12 +61,12 @@ def of(line: Line, rank: int) -> Ranks:
 
 def test_a_peer_that_says_nothing_counts_as_gone() -> None:
     ours, theirs = pair()
-    line, told = Line({1: ours}, SILENCE_S), queue.SimpleQueue[str]()
+    line, told = Line({1: ours}, BRIEF_S), queue.SimpleQueue[str]()
     line.when_lost(told.put)
     begin = time.monotonic()
-    with pytest.raises(RanksLost, match="rank 1 has been silent for 2 s"):
+    with pytest.raises(RanksLost, match="rank 1 has been silent for 1 s"):
         line.hear()
-    assert time.monotonic() - begin >= SILENCE_S
+    assert time.monotonic() - begin >= BRIEF_S
     assert told.get(timeout=5) == line.reason
     with pytest.raises(RanksLost):
         line.tell(Close(0))
@@ -130,6 +133,44 @@ def test_ranks_that_differ_are_told_in_what(lines: tuple[Line, Line]) -> None:
     assert said == [why]
 
 
+def test_a_word_that_was_broken_off_is_the_last(
+    lines: tuple[Line, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(word: object) -> None:
+        raise KeyboardInterrupt
+
+    leads = of(lines[0], 0)
+    monkeypatch.setattr(lines[0], "tell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        leads.tell(Close(0))
+    assert not leads.go_on
+
+
+def test_the_first_sign_of_life_may_take_longer() -> None:
+    ours, theirs = pair()
+    line = Line({1: ours}, BRIEF_S, first_s=60.0)
+    time.sleep(1.5 * BRIEF_S)
+    assert line.reason is None
+    theirs.sendall(BEAT)
+    with pytest.raises(RanksLost, match="rank 1 has been silent for 1 s"):
+        line.hear()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(None, 0), (SystemExit(), 0), (SystemExit(3), 3), (ValueError("no"), 1)]
+)
+def test_the_others_end_as_the_block_does(
+    lines: tuple[Line, Line], error: BaseException | None, code: int
+) -> None:
+    with suppress(SystemExit, ValueError), of(lines[0], 0):
+        if error is not None:
+            raise error
+    with pytest.raises(Ended) as ended:
+        lines[1].hear()
+    assert ended.value.code == code
+
+
 def test_a_step_that_was_broken_off_is_the_last(lines: tuple[Line, Line]) -> None:
     leads = of(lines[0], 0)
     with pytest.raises(KeyboardInterrupt), leads.working():
@@ -137,6 +178,34 @@ def test_a_step_that_was_broken_off_is_the_last(lines: tuple[Line, Line]) -> Non
     assert not leads.go_on
     with pytest.raises(RanksLost, match="a step of several ranks was broken off"):
         leads.tell(Close(0))
+
+
+def test_what_is_kept_for_one_process_is_refused(lines: tuple[Line, Line]) -> None:
+    ranks = of(lines[0], 0)
+    with pytest.raises(OptionError, match=r"^a draft model is for one process, and 2 hold this"):
+        load("demo", draft="demo", ranks=ranks)
+    with pytest.raises(OptionError, match=r"^a cache on disk is for one process, and 2 hold this"):
+        load("demo", disk_cache=True, ranks=ranks)
+
+
+def test_logits_are_computed_by_one_process(
+    tiny: QwenVL, lines: tuple[Line, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "ranks", of(lines[0], 0))
+    with pytest.raises(OptionError, match=r"^logits are computed by one process, and several hold"):
+        tiny.logits("Hello")
+
+
+def test_a_question_that_rank_0_took_is_not_refused_elsewhere(
+    tiny: QwenVL, lines: tuple[Line, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "memory_limit", lambda: 1)
+    scheduler = tiny.scheduler(1)
+    with pytest.raises(MemoryExceeded):
+        Question("Hello").add(tiny, scheduler)
+    monkeypatch.setattr(scheduler, "_agreed", of(lines[1], 1).agreed)
+    Question("Hello").add(tiny, scheduler)
+    assert scheduler.queued == 1
 
 
 @pytest.mark.parametrize(("said", "fits"), [([-1, 0], True), ([9, 4, 1], False)])
@@ -178,7 +247,9 @@ def test_the_launcher_says_who_is_who(tmp_path: Path) -> None:
     [
         ({"MLX_RANK": "first"}, "MLX_RANK is 'first', expected a number"),
         ({"MLX_RANK": "0", "MLX_HOSTFILE": "/nowhere"}, "MLX_HOSTFILE is '/nowhere', which cannot"),
+        ({"MLX_RANK": "0", "MLX_WORLD_SIZE": "2"}, "ranks meet over ring or jaccl"),
         ({"MLX_RANK": "0", "MLX_HOSTFILE": os.devnull}, None),
+        ({"MLX_RANK": "0", "MLX_WORLD_SIZE": "1"}, None),
     ],
 )
 def test_a_launch_that_makes_no_sense_is_refused(
@@ -191,15 +262,30 @@ def test_a_launch_that_makes_no_sense_is_refused(
         place_of(environment)
 
 
-def test_a_command_for_one_process_is_not_answered_by_several(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (bench.main, ["--model", "demo"]),
+        (info.main, ["demo"]),
+        (convert.__main__.main, ["--model", "demo", "--output", "/nowhere/out"]),
+    ],
+)
+def test_a_command_for_one_process_is_not_done_by_several(
+    main: Callable[[list[str]], int],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text('[["10.0.0.1:5000"], ["10.0.0.2:5001"]]')
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
-    with pytest.raises(OptionError, match="this command is for one process"):
-        load_model(argparse.Namespace(model="demo"))
+    assert main(arguments) == 2
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told.endswith(": this command is for one process, and mlx.launch started 2\n")
+    assert told.count("\n") == 1
 
 
 def test_a_rank_beyond_the_hosts_is_refused(tmp_path: Path) -> None:
@@ -207,9 +293,25 @@ def test_a_rank_beyond_the_hosts_is_refused(tmp_path: Path) -> None:
     hosts.write_text('[["10.0.0.1:5000"], ["10.0.0.2:5001"]]')
     with pytest.raises(OptionError, match="MLX_RANK is 2 of 2 ranks"):
         place_of({"MLX_RANK": "2", "MLX_HOSTFILE": str(hosts)})
-    hosts.write_text("{}")
-    with pytest.raises(OptionError, match="expected a list of hosts in it"):
-        place_of({"MLX_RANK": "0", "MLX_HOSTFILE": str(hosts)})
+    elsewhere = {"MLX_QWENVL_RANK_ADDRESS": "mac.local:soon"}
+    with pytest.raises(OptionError, match=r"meet at mac\.local:0"):
+        place_of({"MLX_RANK": "1", "MLX_HOSTFILE": str(hosts)} | elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        ("{}", "expected a list of hosts in it"),
+        ('["10.0.0.1:5000", "10.0.0.2:5000"]', "expected a list of hosts in it"),
+        ('[["10.0.0.1"], ["10.0.0.2"]]', "meet at no host:0"),
+        ("[", "which cannot be read"),
+    ],
+)
+def test_hosts_that_are_none_are_refused(tmp_path: Path, hosts: str, told: str) -> None:
+    file = tmp_path / "hosts.json"
+    file.write_text(hosts)
+    with pytest.raises(OptionError, match=told):
+        place_of({"MLX_RANK": "1", "MLX_HOSTFILE": str(file)})
 
 
 @pytest.mark.parametrize("said", ["soon", "1", "-3", "2.5", ""])

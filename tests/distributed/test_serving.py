@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -94,6 +95,16 @@ def test_who_waits_is_told_when_a_rank_is_gone(tiny_folder: Path, tmp_path: Path
         assert "Traceback" not in errors
         started[1].send_signal(signal.SIGCONT)
         assert ends(started[1:])[0][0] == 1
+
+
+def test_a_port_that_is_taken_ends_all(tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with ranks(2, command(tiny_folder, port), tmp_path) as started:
+            first, second = ends(started)
+    told = f"127.0.0.1:{port} cannot be listened on: Address already in use"
+    assert first == (1, "", f"mlx-qwenvl serve: {told}\n")
+    assert second == (1, "", "")
 
 
 def test_an_idle_model_of_several_processes_stays(

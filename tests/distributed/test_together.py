@@ -20,7 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "recipe"), [("all", 2, "none"), ("all", 2, "4bit-g32"), ("few", 4, "none")]
+    ("name", "size", "recipe"),
+    [("all", 2, "none"), ("all", 2, "4bit-g32"), ("turns", 2, "none"), ("few", 4, "nvfp4")],
 )
 def test_ranks_say_what_one_process_says(
     folder: Path, tmp_path: Path, name: str, size: int, recipe: str
@@ -29,6 +30,6 @@ def test_ranks_say_what_one_process_says(
     command = ["-W", "error", "-m", "tests.distributed.scenario", name, str(folder), recipe]
     with ranks(size, command, tmp_path) as started:
         (code, told, errors), *others = ends(started)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, ""), errors
     assert json.loads(told) == alone
     assert others == [(0, "", "")] * (size - 1)

@@ -86,6 +86,7 @@ def crafted(head: object) -> bytes:
         crafted(["array", "<f4", [2], 0]),
         crafted(["what"]),
         crafted([]),
+        struct.pack("<II", 9000, 2) + b"[" * 9000 + b"[]",
     ],
 )
 def test_bytes_of_strangers_make_nothing(raw: bytes) -> None:
