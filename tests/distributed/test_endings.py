@@ -111,7 +111,7 @@ def test_the_chat_answers_the_lines_of_rank_0(demo: QwenVL, tmp_path: Path) -> N
     ("command", "told"),
     [
         (["generate", "--image", "-", "Hello"], "--image - reads standard input"),
-        (["batch", "--images-from", "-", "--prompt", "Hello"], "pictures named on standard input"),
+        (["batch", "--images-from", "-", "--prompt", "Hello"], "files named on standard input"),
     ],
 )
 def test_standard_input_is_not_waited_for(
