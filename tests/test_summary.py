@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from convert import Wishes, convert
 from convert.__main__ import main
+from convert.reporting.report import report
 from convert.summary import summary
 from mlx_qwenvl.sizes import in_bytes
 
@@ -61,15 +63,16 @@ def test_matrices_that_stay_dense_are_told_by_kind(tmp_path: Path) -> None:
 
 
 def test_the_report_of_the_command_line_says_what_was_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("convert.__main__.report", partial(report, prompts=4))
     output = tmp_path / "o"
     arguments = ["--model", "demo", "--output", str(output), "--quantize", "3bit,8bit", "--report"]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     told = dict(re.findall(r"^(\dbit): KL ([\d.]+) nats", captured.err, re.MULTILINE))
-    report = json.loads((output / "report.json").read_text())
-    measured = {v["name"]: v["quality"]["mean_kl"] for v in report["variants"]}
+    written = json.loads((output / "report.json").read_text())
+    measured = {v["name"]: v["quality"]["mean_kl"] for v in written["variants"]}
     assert {name: float(kl) for name, kl in told.items()} == pytest.approx(measured, abs=6e-5)
     assert measured["3bit"] > measured["8bit"] >= 0
     assert captured.out == "" and str(output / "report.html") in captured.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,11 +20,14 @@ START_S = 90.0  # that a busy machine may take for what is done within seconds e
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbouring ports that nobody listens on."""
+    """Neighbouring ports that nobody listens on.
+
+    They lie below those that systems give to connections, one of which would take them before the
+    processes that are started do; and at random, for other tests look for some at the same time.
+    """
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            base = first.getsockname()[1]
-        with suppress(OSError, OverflowError):
+        base = random.SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError):
             for port in range(base, base + count):
                 socket.create_server(("127.0.0.1", port)).close()
             return list(range(base, base + count))

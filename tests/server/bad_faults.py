@@ -9,6 +9,7 @@ WEIGHTS = "tests/test_weights.py::test_"
 HUB = "tests/test_hub.py::test_"
 DISK = "tests/test_disk_cache.py::test_"
 
+LIFE = "tests/server/test_lifecycle.py::test_"
 ENDURANCE = "tests/server/test_endurance.py::test_"
 HERE = "tests/server/test_faults.py::test_"
 
@@ -23,8 +24,8 @@ FAULTS: dict[int, Row] = {
     ),
     130: (Elsewhere(f"{ENDURANCE}a_step_that_hangs_is_seen_from_outside"),),
     131: (
-        Elsewhere("tests/server/test_process.py::test_the_first_signal_lets_a_stream_finish"),
-        Elsewhere("tests/server/test_process.py::test_the_second_signal_ends_it_at_once"),
+        Elsewhere(f"{LIFE}a_signal_lets_a_stream_finish_and_ends_with_success"),
+        Elsewhere(f"{LIFE}a_second_signal_ends_at_once"),
     ),
     132: (
         Elsewhere(f"{ENDURANCE}requests_that_come_while_the_model_was_let_go_load_it_once"),

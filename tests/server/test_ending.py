@@ -6,19 +6,53 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 
+from tests.clients.asking import said
+from tests.command_lines import ROOT
 from tests.server.cases import CHAT
-from tests.server.test_process import LONG, START_S, process
 
+START_S = 60.0  # in which the process answers, in seconds
+TOKENS = 400  # of an answer that is long enough to be interrupted
+LONG = {"messages": said("What can you see?"), "temperature": 0, "max_tokens": TOKENS}
+LONG |= {"stream": True, "logit_bias": {"900": -100, "902": -100}}
 DRAIN_S, END_S = 1, 3  # of the process under test; the second is its own
 BUSY_S = 10  # that a busy machine may take in addition, in seconds
 ENDLESS: dict[str, Any] = LONG | {"max_tokens": 1900, "n": 8}
 HEAD = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % CHAT.encode()
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client, int]]:
+    """`python -m server` with the embedded model, once it is well."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "server", "--model", "demo", "--port", str(port), *arguments]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+    ):
+        try:
+            end = time.monotonic() + START_S
+            while True:
+                assert running.poll() is None and time.monotonic() < end, running.poll()
+                try:
+                    if client.get("/health").status_code == 200:
+                        break
+                except httpx2.TransportError:
+                    pass
+                time.sleep(0.05)
+            yield running, client, port
+        finally:
+            running.kill()
 
 
 def _asks(port: int, *pieces: bytes) -> socket.socket:
