@@ -102,14 +102,7 @@ def answers_of(
     )
     answers = []
     for prompt in prompts:
-        # Proposals go by the clock, and so would the last bits of what is learned from.
-        chunks = vlm.stream(
-            prompt.question,
-            images=prompt.images,
-            temperature=0,
-            max_tokens=limit,
-            speculation=False,
-        )
+        chunks = vlm.stream(prompt.question, images=prompt.images, temperature=0, max_tokens=limit)
         answers.append([token for chunk in chunks for token in chunk.token_ids])
     return answers
 
