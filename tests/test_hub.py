@@ -253,6 +253,13 @@ def test_short_names_stand_for_the_community_folders() -> None:
         "qwen3-vl-235b-a22b-3bit": "Qwen3-VL-235B-A22B-Instruct-3bit",
         "qwen3-vl-235b-a22b-thinking": "Qwen3-VL-235B-A22B-Thinking-3bit",
     }
+    elders = {name: folder for name, folder in SHORT_NAMES.items() if not name.startswith("qwen")}
+    stem = "mlx-community/Qwen2-VL-{}-Instruct-{}bit"
+    assert elders == {
+        size + tail: stem.format(size.upper(), bits)
+        for size in ("2b", "7b", "72b")
+        for tail, bits in (("", 4), ("-4bit", 4), ("-8bit", 8))
+    }
     for name, folder in told.items():
         assert SHORT_NAMES[name] == repository_of(name) == f"mlx-community/{folder}"
     assert len(set(SHORT_NAMES.values())) == 36 and len(MODEL_NAMES) == 19
