@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_qwenvl import QwenVL
-from mlx_qwenvl.engine.conversation import Conversation
-from mlx_qwenvl.engine.decode import decode
 from mlx_qwenvl.engine.options import Options
-from mlx_qwenvl.engine.prefill import encode_images, prefill
-from mlx_qwenvl.engine.sampling import Sampler
+from mlx_qwenvl.engine.prefill import encode_images
 from mlx_qwenvl.inputs.frames import moments_to_take
 from mlx_qwenvl.inputs.frames_shared import SharedBudget
 from mlx_qwenvl.inputs.image import ImageGeometry, PixelBudget
@@ -23,6 +20,7 @@ from mlx_qwenvl.inputs.messages import parse_messages
 from mlx_qwenvl.inputs.prompt import Prompt
 from mlx_qwenvl.inputs.video import VideoPatches
 from mlx_qwenvl.models.rope import Slot
+from tests.family.recorded import hold_answer
 from tests.golden.timed_videos import CASES, LAST, load_timed_case, timed
 from tests.golden.videos import VideoCase
 from tests.test_parity import TOLERANCE
@@ -87,15 +85,8 @@ def test_features_equal_the_recording(younger: Callable[..., QwenVL], name: str)
 @pytest.mark.parametrize("step", [4096, 16], ids=["whole", "in steps of 16"])
 def test_logits_and_greedy_tokens_equal_the_recording(recorded: Recorded, step: int) -> None:
     vlm, case = recorded
-    prompt, conversation = prompt_of(vlm, case), Conversation(vlm.model)
-    filled = prefill(vlm.model, conversation, prompt, step=step, all_logits=True)
-    logits = np.array(filled.logits[0, -LAST:])
-    np.testing.assert_allclose(logits, case.logits, rtol=0, atol=TOLERANCE)
-    sampler = Sampler(Options(), filled.logits.shape[-1], prompt.token_ids)
-    tokens = decode(
-        vlm.model, conversation.cache, filled.logits[:, -1], [sampler], len(case.greedy)
-    )
-    assert tuple(step[0].token_id for step in tokens) == case.greedy
+    assert len(case.logits) == LAST
+    hold_answer(vlm, prompt_of(vlm, case), step, case.logits, case.greedy)
 
 
 @pytest.mark.parametrize("row", timed("qwen3_vl")["sampled"], ids=lambda row: f"{row['total']}")
